@@ -1,0 +1,123 @@
+"""Every knob, read once from flags and `QWEN3VL_*` variables; and the table of models."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import platformdirs
+
+Quantization = Literal["none", "8bit", "4bit", "auto"]
+Hub = Literal["huggingface", "modelscope"]
+
+DEMO_MODEL = Path(__file__).resolve().parent.parent / "assets" / "demo-model"
+
+MODELS: dict[str, str] = {
+    "demo": str(DEMO_MODEL),
+    "2b": "Qwen/Qwen3-VL-2B-Instruct",
+    "2b-thinking": "Qwen/Qwen3-VL-2B-Thinking",
+    "4b": "Qwen/Qwen3-VL-4B-Instruct",
+    "4b-thinking": "Qwen/Qwen3-VL-4B-Thinking",
+    "8b": "Qwen/Qwen3-VL-8B-Instruct",
+    "8b-thinking": "Qwen/Qwen3-VL-8B-Thinking",
+    "32b": "Qwen/Qwen3-VL-32B-Instruct",
+    "32b-thinking": "Qwen/Qwen3-VL-32B-Thinking",
+    "30b-a3b": "Qwen/Qwen3-VL-30B-A3B-Instruct",
+    "30b-a3b-thinking": "Qwen/Qwen3-VL-30B-A3B-Thinking",
+    "235b-a22b": "Qwen/Qwen3-VL-235B-A22B-Instruct",
+    "235b-a22b-thinking": "Qwen/Qwen3-VL-235B-A22B-Thinking",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`model` is a short name, a hub id, a folder or `auto`; `context_length` is in tokens, None: what fits."""
+
+    host: str = "127.0.0.1"
+    port: int = 7860
+    model: str = "auto"
+    quantization: Quantization = "auto"
+    context_length: int | None = None
+    data_dir: Path = Path(platformdirs.user_data_dir("qwen3vl-webui", appauthor=False))
+    media_dir: Path | None = None
+    hub: Hub = "huggingface"
+    api_key: str | None = None
+    auth: tuple[str, str] | None = None  # user, password
+    open: bool = False
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach the server."""
+        return self.host in {"127.0.0.1", "localhost", "::1"}
+
+    @property
+    def is_protected(self) -> bool:
+        return self.auth is not None or self.api_key is not None
+
+
+def parse_auth(text: str) -> tuple[str, str]:
+    user, colon, password = text.partition(":")
+    if not (colon and user and password):
+        raise argparse.ArgumentTypeError("write --auth as user:password")
+    return user, password
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError("must be above zero")
+    return value
+
+
+def is_true(text: str) -> bool:
+    return text.strip().lower() in {"1", "true", "yes", "on"}
+
+
+def parser() -> argparse.ArgumentParser:
+    flags = argparse.ArgumentParser(
+        prog="app.py", description="Chat with pictures, videos and PDFs on your own machine."
+    )
+    flags.add_argument("--host", help="address to listen on (127.0.0.1: this machine only)")
+    flags.add_argument("--port", type=int, help="port to listen on (7860)")
+    flags.add_argument("--model", help=f"{', '.join(MODELS)}, a hub id, a folder, or auto")
+    flags.add_argument("--quantization", choices=["none", "8bit", "4bit", "auto"], help="weights of the text model")
+    flags.add_argument("--context-length", type=positive, help="tokens kept in memory, prompt and answer together")
+    flags.add_argument("--data-dir", type=Path, help="where conversations and files are kept")
+    flags.add_argument("--media-dir", type=Path, help="a folder whose files may be opened by path on the page")
+    flags.add_argument("--hub", choices=["huggingface", "modelscope"], help="where weights come from")
+    flags.add_argument("--api-key", help="key that programs must send")
+    flags.add_argument("--auth", type=parse_auth, metavar="USER:PASSWORD", help="who may open the page")
+    flags.add_argument("--open", action="store_const", const=True, help="allow anyone to reach a server without key")
+    return flags
+
+
+def read_settings(arguments: Sequence[str] | None = None, environment: Mapping[str, str] | None = None) -> Settings:
+    """Flags win over `QWEN3VL_*` variables, which win over the defaults. Exits with a sentence on a bad value."""
+    environment = os.environ if environment is None else environment
+    flags = parser()
+    from_environment: list[str] = []
+    for action in flags._actions:
+        name = action.dest
+        value = environment.get(f"QWEN3VL_{name.upper()}", "")
+        if name == "help" or not value:
+            continue
+        flag = "--" + name.replace("_", "-")
+        if name == "open":
+            from_environment += [flag] if is_true(value) else []
+        else:
+            from_environment += [f"{flag}={value}"]
+    given = vars(flags.parse_args([*from_environment, *(sys.argv[1:] if arguments is None else arguments)]))
+    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    if not (settings.is_local or settings.is_protected or settings.open):
+        flags.error(
+            f"--host {settings.host} lets others reach this server: add --auth user:password or --api-key, "
+            "or --open if anyone may use it"
+        )
+    if settings.media_dir is not None and not settings.media_dir.is_dir():
+        flags.error(f"--media-dir {settings.media_dir} is not a folder")
+    return settings
