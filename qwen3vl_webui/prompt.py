@@ -63,7 +63,7 @@ class Attached:
 
 @dataclass(frozen=True)
 class Draft:
-    """A message before it is laid out. `parts`: as it was already shown to the model; then `items` are not read again."""
+    """A message before it is laid out; or, with `parts`, as it was already shown to the model (`items` are not read)."""
 
     role: Role
     items: tuple[str | Attached, ...]
@@ -138,7 +138,8 @@ def lay_out(
     if files and room <= 0:
         raise TooLong(
             f"The text of this conversation and its files has {skeleton.tokens:,} tokens; the model reads "
-            f"{engine.context_length:,}, {answer:,} of them kept for the answer. Choose fewer pages or start a new chat."
+            f"{engine.context_length:,}, {answer:,} of them kept for the answer. Choose fewer pages or start a "
+            "new chat."
         )
     fitted = _fit(files, engine, options, room)
 
@@ -195,7 +196,7 @@ Fitted = dict[_File, tuple[Image | FramePlan, ...]]
 
 
 def _fit(files: Sequence[_File], engine: Engine, options: Options, room: int) -> Fitted:
-    """Each file's pictures at the size the model will see. Pictures first, then pages, then videos with what is left."""
+    """Each file at the size the model will see it: pictures first, then pages, then videos with what is left."""
     pictures = [file for file in files if file.picture]
     documents = [file for file in files if file.pages]
     clips = [file for file in files if file.clip]
