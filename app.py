@@ -1,0 +1,70 @@
+"""Opens one engine, mounts the page and the API, and serves them: the only file that knows all rooms."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
+
+import uvicorn
+from fastapi import FastAPI
+
+from qwen3vl_webui.api import api_routes
+from qwen3vl_webui.engine.contract import Engine
+from qwen3vl_webui.engine.opening import OpeningEngine, Progress
+from qwen3vl_webui.jobs import Jobs
+from qwen3vl_webui.media_routes import media_routes
+from qwen3vl_webui.page.mount import mount_page
+from qwen3vl_webui.services import Services
+from qwen3vl_webui.settings import Settings, read_settings
+from qwen3vl_webui.store import Store
+from qwen3vl_webui.web import protect
+
+
+def open_engine(settings: Settings, progress: Progress) -> Engine:
+    """Loads the model; torch is imported here, seconds after the page is up."""
+    from qwen3vl_webui.engine.local import LocalEngine
+    from qwen3vl_webui.model.loading import load
+
+    loaded = load(
+        settings.model,
+        quantization=settings.quantization,
+        hub=settings.hub,
+        context_length=settings.context_length,
+        progress=progress,
+    )
+    return LocalEngine(loaded, settings.context_length)
+
+
+def build(services: Services) -> FastAPI:
+    """The whole server over services that are open already."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        services.jobs.close()
+        services.engine.close()
+        services.store.close()
+
+    app = FastAPI(title="Qwen3-VL-WebUI", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    app.include_router(media_routes(services))
+    app.include_router(api_routes(services))
+    mount_page(app, services)
+    return protect(app, services.settings)
+
+
+def main() -> None:
+    settings = read_settings()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
+    store = Store(settings.data_dir)
+    engine = OpeningEngine(lambda progress: open_engine(settings, progress))
+    app = build(Services(settings, engine, store, Jobs(engine, store)))
+    logging.info("Open http://%s:%d", "localhost" if settings.is_local else settings.host, settings.port)
+    uvicorn.run(app, host=settings.host, port=settings.port, log_level="warning", timeout_graceful_shutdown=3)
+
+
+if __name__ == "__main__":
+    main()
