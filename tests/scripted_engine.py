@@ -91,7 +91,7 @@ def count_message(message: Message) -> int:
 
 
 class ScriptedEngine:
-    """`requests`: all that were accepted, in order. `stopped`: those closed before their end. `finished`: those answered whole.
+    """`requests`: all accepted, in order. `stopped`: those closed before their end. `finished`: those answered whole.
 
     `running` is the request being answered (None: idle), `waiting` how many stand behind it. `wait_for(condition)`
     blocks until a change makes the condition true. All options are attributes and may be changed between requests.
