@@ -111,6 +111,9 @@ def read_settings(arguments: Sequence[str] | None = None, environment: Mapping[s
             from_environment += [flag] if is_true(value) else []
         else:
             from_environment += [f"{flag}={value}"]
+    if environment.get("SPACE_ID"):
+        # A Hugging Face Space is a container behind its own proxy and is public or private as its owner chose there.
+        from_environment = ["--host=0.0.0.0", "--open", *from_environment]
     given = vars(flags.parse_args([*from_environment, *(sys.argv[1:] if arguments is None else arguments)]))
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
     if not (settings.is_local or settings.is_protected or settings.open):

@@ -74,3 +74,8 @@ def test_every_flag_is_a_variable(tmp_path: Path) -> None:
     assert settings.context_length == 32768
     assert settings.media_dir == tmp_path
     assert settings.hub == "modelscope"
+
+
+def test_a_space_is_open_by_its_owners_choice() -> None:
+    settings = read_settings([], {"SPACE_ID": "ann/chat"})
+    assert (settings.host, settings.open) == ("0.0.0.0", True)
