@@ -75,3 +75,10 @@ class EngineError(UserError):
 
     code = "engine_error"
     status = 500
+
+
+class StorageError(UserError):
+    """The data folder cannot be written: full, read-only, over the quota or in use by another process."""
+
+    code = "storage_error"
+    status = 507
