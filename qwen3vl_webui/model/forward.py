@@ -1,0 +1,157 @@
+"""The text model's forward pass over the KV slab, on the stock modules' weights.
+
+Rows of several conversations stand behind each other in one flat batch: N rows, cut into runs. Linear layers see all N
+at once, attention goes run by run. A prompt chunk is one run of many rows, a decode step one row per run.
+
+Shapes: N rows, H query heads, K KV heads, d head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from qwen3vl_webui.model.attention import attend
+from qwen3vl_webui.model.cache import KVCache, Slot
+
+
+@dataclass(frozen=True)
+class Run:
+    """`count` rows of one conversation, which stand at `start` in its slot."""
+
+    slot: Slot
+    start: int
+    count: int
+
+
+@dataclass(frozen=True)
+class DeepStack:
+    """Vision features added after the first text layers: `features[i]` (visual rows, hidden) after layer i."""
+
+    rows: torch.Tensor  # int64, which of the N rows are visual
+    features: Sequence[torch.Tensor]
+
+
+def is_plain(module: Any) -> bool:
+    """A linear layer whose weight may be read directly: not quantized, not offloaded, nothing hooked to it."""
+    return type(module) is nn.Linear and module.weight.device.type != "meta" and not hasattr(module, "_hf_hook")
+
+
+class Joined:
+    """Several linear layers that read the same input, as one matrix product where their weights allow it.
+
+    The modules keep working: their weights become views of the joined one, so nothing is held twice.
+    """
+
+    def __init__(self, modules: Sequence[Any]) -> None:
+        self.modules = list(modules)
+        self.weight: torch.Tensor | None = None
+        if all(is_plain(module) and module.bias is None for module in self.modules):
+            weight = torch.cat([module.weight.detach() for module in self.modules])
+            at = 0
+            for module in self.modules:
+                rows = module.weight.shape[0]
+                module.weight = nn.Parameter(weight[at : at + rows], requires_grad=False)
+                at += rows
+            self.weight = weight
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        if self.weight is not None:
+            return functional.linear(rows, self.weight)
+        return torch.cat([module(rows) for module in self.modules], -1)
+
+
+class Layer:
+    """One decoder layer, its modules laid out for few calls."""
+
+    def __init__(self, module: Any, heads: int, kv_heads: int, head_dim: int) -> None:
+        attention, mlp = module.self_attn, module.mlp
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
+        self.norm = module.input_layernorm
+        self.qkv = Joined([attention.q_proj, attention.k_proj, attention.v_proj])
+        query_norm, key_norm = attention.q_norm.weight.detach(), attention.k_norm.weight.detach()
+        self.qk_norm = torch.cat((query_norm.expand(heads, -1), key_norm.expand(kv_heads, -1)))  # (H + K, d)
+        self.qk_eps = attention.q_norm.variance_epsilon
+        self.out = attention.o_proj
+        self.mlp_norm = module.post_attention_layernorm
+        self.mlp = mlp
+        self.gate_up = Joined([mlp.gate_proj, mlp.up_proj]) if hasattr(mlp, "gate_proj") else None
+
+    def attention(
+        self, rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: KVCache, index: int, runs: Sequence[Run]
+    ) -> torch.Tensor:
+        count, heads, kv_heads = rows.shape[0], self.heads, self.kv_heads
+        qkv = self.qkv(rows).view(count, heads + 2 * kv_heads, self.head_dim)
+        qk, value = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
+        qk = functional.rms_norm(qk, (self.head_dim,), eps=self.qk_eps) * self.qk_norm
+        qk = qk * cos + qk.roll(self.head_dim // 2, -1) * sin
+        query, key = qk[:, :heads].transpose(0, 1)[None], qk[:, heads:]  # (1, H, N, d), (N, K, d)
+        answers = []
+        at = 0
+        for run in runs:
+            here = slice(at, at + run.count)
+            keys, values = cache.write(index, run.slot, run.start, key[here], value[here])
+            answers.append(attend(query[:, :, here], keys, values))
+            at += run.count
+        answer = answers[0] if len(answers) == 1 else torch.cat(answers, 2)
+        return self.out(answer[0].transpose(0, 1).reshape(count, -1))
+
+    def feed_forward(self, rows: torch.Tensor) -> torch.Tensor:
+        if self.gate_up is None:
+            return self.mlp(rows[None])[0]  # mixture of experts
+        gate, up = self.gate_up(rows).chunk(2, -1)
+        return self.mlp.down_proj(self.mlp.act_fn(gate) * up)
+
+
+def normalize(norm: Any, rows: torch.Tensor) -> torch.Tensor:
+    """RMSNorm in one kernel, float32 inside."""
+    return functional.rms_norm(rows, (rows.shape[-1],), norm.weight, norm.variance_epsilon)
+
+
+class TextModel:
+    """`network` is a stock Qwen3-VL (dense or mixture of experts) in eval mode."""
+
+    def __init__(self, network: Any) -> None:
+        text = network.model.language_model
+        config = text.config
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.embedding = text.embed_tokens
+        self.layers = [
+            Layer(module, config.num_attention_heads, config.num_key_value_heads, head_dim) for module in text.layers
+        ]
+        self.norm = text.norm
+        self.lm_head = network.lm_head
+        self.head_dim = head_dim
+
+    def forward(
+        self,
+        rows: torch.Tensor,
+        cos_sin: tuple[torch.Tensor, torch.Tensor],
+        cache: KVCache,
+        runs: Sequence[Run],
+        deepstack: DeepStack | None = None,
+    ) -> torch.Tensor:
+        """Embedded rows (N, hidden) and their cos and sin (N, d) -> last hidden states (N, hidden), not normalized.
+
+        The KV of all rows is written to the slots, which must have room; their `keys` are the caller's to extend.
+        """
+        assert sum(run.count for run in runs) == len(rows)
+        cos, sin = cos_sin
+        half = self.head_dim // 2
+        cos = cos[:, None]  # (N, 1, d)
+        sin = torch.cat((-sin[:, :half], sin[:, half:]), -1)[:, None]  # rotate_half's sign, so that a roll is enough
+        for index, layer in enumerate(self.layers):
+            rows = rows + layer.attention(normalize(layer.norm, rows), cos, sin, cache, index, runs)
+            rows = rows + layer.feed_forward(normalize(layer.mlp_norm, rows))
+            if deepstack is not None and index < len(deepstack.features):
+                rows.index_add_(0, deepstack.rows, deepstack.features[index])
+        return rows
+
+    def logits(self, rows: torch.Tensor) -> torch.Tensor:
+        """float32 (n, vocabulary) of the hidden states `forward` returned; give only the rows that are needed."""
+        return self.lm_head(normalize(self.norm, rows)).float()
