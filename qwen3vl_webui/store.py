@@ -23,8 +23,8 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from qwen3vl_webui.conversation import Attachment, Conversation, Turn, new_id
 from qwen3vl_webui.errors import Conflict, MediaError, NotFound, StorageError
@@ -246,7 +246,7 @@ class Store:
         finally:
             receiving.discard()
 
-    def _link(self, owner: str, name: str, path: Path, file: BinaryIO, purpose: str) -> Stored:
+    def _link(self, owner: str, name: str, path: Path, file: BufferedReader, purpose: str) -> Stored:
         before = os.fstat(file.fileno())
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         media = open_media(path, digest)
