@@ -7,7 +7,7 @@ Who is let in
 - neither: only this machine (`local`), or with `--open` everybody, told apart by a cookie.
 `/healthz` needs no login.
 
-Who owns what: `owner_of(request)`. It is decided here, never by a client: the layer overwrites the header it travels in.
+Who owns what: `owner_of(request)`. Decided here, never by a client: the layer overwrites the header it travels in.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from urllib.parse import quote, urlsplit
 
 from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from qwen3vl_webui.refusals import refuse
 from qwen3vl_webui.settings import Settings
 from qwen3vl_webui.store import LOCAL
 
@@ -63,6 +64,11 @@ def owner_of(request: Any) -> str:
     `local`, the user of `--auth`, or the bearer of an anonymous cookie where the server is open to everybody.
     """
     return str(request.headers.get(OWNER_HEADER) or LOCAL)
+
+
+def is_anonymous(owner: str) -> bool:
+    """Whether nobody vouches for this owner: a visitor of a server that is open to everybody."""
+    return owner.startswith(("visitor-", "key-"))
 
 
 class Protection:
@@ -155,7 +161,7 @@ class Logins:
                 return None
             if self._waits(address):
                 sentence = "Too many wrong logins from your address. Wait a minute, then try again."
-                return refuse(429, sentence, "too_many_logins", {"Retry-After": str(int(FAILED_SECONDS))})
+                return refuse(429, sentence, "too_many_logins", headers={"Retry-After": str(int(FAILED_SECONDS))})
             if self._is_right(authorization):
                 if len(self._accepted) < KNOWN_ADDRESSES:
                     self._accepted.add(digest(authorization))
@@ -164,9 +170,9 @@ class Logins:
             self._remember(address)
         if api:
             sentence = "The API key is wrong." if authorization else "Send your API key as `Authorization: Bearer KEY`."
-            return refuse(401, sentence, "invalid_api_key", {"WWW-Authenticate": "Bearer"})
+            return refuse(401, sentence, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         challenge = {"WWW-Authenticate": 'Basic realm="Qwen3-VL-WebUI", charset="UTF-8"'}
-        return refuse(401, "Log in to open this page.", "unauthorized", challenge)
+        return refuse(401, "Log in to open this page.", "unauthorized", headers=challenge)
 
     def _is_right(self, authorization: str) -> bool:
         scheme, _, value = authorization.partition(" ")
@@ -230,9 +236,3 @@ def is_foreign(headers: Headers) -> bool:
         return headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}
     forwarded = headers.get("x-forwarded-host", "").split(",")[0].strip()
     return urlsplit(origin).netloc.lower() not in {headers.get("host", "").lower(), forwarded.lower()} - {""}
-
-
-def refuse(status: int, sentence: str, code: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    kind = "authentication_error" if status == 401 else "invalid_request_error"
-    error = {"message": sentence, "type": kind, "param": None, "code": code}
-    return JSONResponse({"error": error}, status, headers)
