@@ -6,14 +6,28 @@ import logging
 import threading
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from qwen3vl_webui.engine.contract import Budget, Engine, Event, GenerationRequest, ModelInfo
 from qwen3vl_webui.errors import NotReady, UserError
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[str, float, float], None]  # stage ("downloading model.safetensors"), done, total (0: unknown)
+
+class Step(Protocol):
+    """How far the opening is, as `model.loading.Progress` tells it; `total` 0 when it is not known yet."""
+
+    @property
+    def stage(self) -> str: ...
+    @property
+    def done(self) -> int: ...
+    @property
+    def total(self) -> int: ...
+    @property
+    def sentence(self) -> str: ...
+
+
+Progress = Callable[[Step], None]
 
 
 class Closed(Exception):
@@ -25,20 +39,10 @@ class Opening:
     """How far the model is. `sentence` is for a person in every state."""
 
     state: Literal["loading", "ready", "failed"]
+    sentence: str
     stage: str = ""
-    done: float = 0.0
-    total: float = 0.0
-
-    @property
-    def sentence(self) -> str:
-        match self.state:
-            case "ready":
-                return "The model is ready."
-            case "failed":
-                return self.stage
-            case "loading":
-                share = f" ({100 * min(self.done / self.total, 1.0):.0f} %)" if self.total > 0 else ""
-                return f"The model is not ready yet: {self.stage or 'starting'}{share}. Try again in a moment."
+    done: int = 0
+    total: int = 0
 
 
 class OpeningEngine:
@@ -53,7 +57,7 @@ class OpeningEngine:
         self._expected = expected
         self._lock = threading.Lock()
         self._engine: Engine | None = None
-        self._status = Opening("loading")
+        self._status = Opening("loading", "The model is being opened. Try again in a moment.")
         self._closed = False
         self._settled = threading.Event()
         self._thread = threading.Thread(target=self._run, name="open-model", daemon=True)
@@ -101,11 +105,12 @@ class OpeningEngine:
                 raise NotReady(self._status.sentence)
             return self._engine
 
-    def _progress(self, stage: str, done: float, total: float) -> None:
+    def _progress(self, step: Step) -> None:
+        sentence = f"The model is not ready yet. {step.sentence}"
         with self._lock:
             if self._closed:
                 raise Closed
-            self._status = Opening("loading", stage, done, total)
+            self._status = Opening("loading", sentence, step.stage, step.done, step.total)
 
     def _run(self) -> None:
         try:
@@ -120,7 +125,7 @@ class OpeningEngine:
             reason = str(error).strip() or type(error).__name__
             self._settle(Opening("failed", f"The model could not be opened: {reason}"))
         else:
-            self._settle(Opening("ready"), engine)
+            self._settle(Opening("ready", "The model is ready."), engine)
 
     def _settle(self, status: Opening, engine: Engine | None = None) -> None:
         with self._lock:
