@@ -57,7 +57,8 @@ CORPUS = [
 
 def chat_template(thinking: bool) -> str:
     """The layout of the published templates; a thinking one drops past thoughts and opens `<think>` for the answer."""
-    past = "body.text.split('</think>')[-1].lstrip('\\n')" if thinking else "body.text"
+    past = "(body.text.split('</think>')[-1].lstrip('\\n') if '</think>' in body.text else body.text)"
+    past = past if thinking else "body.text"
     lines = [
         "{%- for message in messages -%}",
         "{%- set body = namespace(text='') -%}",

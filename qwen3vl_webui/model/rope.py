@@ -55,7 +55,7 @@ def sections_of(text_config: Any) -> tuple[int, int, int]:
     sections = tuple(parameters.get("mrope_section", ()))
     if not parameters.get("mrope_interleaved", False) or len(sections) != 3 or sum(sections) != half:
         raise Unsupported(
-            f"This checkpoint's rope ({parameters}) is not the interleaved MRoPE of Qwen3-VL; use a Qwen3-VL checkpoint."
+            f"This checkpoint's rope ({parameters}) is not Qwen3-VL's interleaved MRoPE; use a Qwen3-VL checkpoint."
         )
     return sections
 
