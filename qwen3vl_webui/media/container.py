@@ -1,0 +1,95 @@
+"""Opening a media file that may be hostile: which containers and codecs are read, and the clock all rooms share.
+
+Everything here runs in the sandbox, for `av.open` itself may already decode.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import BinaryIO
+
+import av
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+from qwen3vl_webui.errors import MediaError
+
+# Without a list of formats, text files that name other files are followed (ffconcat, m3u8), and text is "played".
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf"
+READ = "MP4, MOV, MKV, WebM, AVI, MPEG-TS, MPEG, FLV, OGG and ASF"
+OPTIONS = {
+    "format_whitelist": FORMATS,
+    "protocol_whitelist": "none",
+    "probesize": str(16 << 20),  # bytes
+    "analyzeduration": str(20_000_000),  # microseconds
+}
+PICTURE_CODECS = frozenset(
+    ["h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg2video", "mpeg1video", "mjpeg", "theora", "prores", "vc1"]
+    + ["wmv1", "wmv2", "wmv3", "h263", "flv1"]
+)
+MOST_PIXELS = 8192 * 8192
+LONGEST_SIDE = 8192
+LARGEST_FILE = 8 << 30  # bytes
+LONGEST_CLIP = 12 * 3600.0  # seconds
+CUT_OFF = "This video is cut off: its index is missing, so upload the whole file again."
+DAMAGED = "This video is damaged and cannot be read: try to play it elsewhere and save it again as MP4."
+
+
+def open_container(file: BinaryIO) -> InputContainer:
+    """The container in `file`, nothing else: no other file, no address. Raises MediaError with one sentence."""
+    head = file.read(12)
+    size = file.seek(0, 2)
+    file.seek(0)
+    if not size:
+        raise MediaError("This file is empty.")
+    if size > LARGEST_FILE:
+        raise MediaError(f"This video is {size / (1 << 30):.1f} GB: at most {LARGEST_FILE >> 30} GB are read.")
+    try:
+        return av.open(file, "r", options=OPTIONS, timeout=20)
+    except av.ArgumentError as error:  # "Format not on whitelist"
+        raise MediaError(f"This kind of file is not read as video: {READ} are.") from error
+    except (av.FFmpegError, OSError, EOFError, ValueError) as error:
+        raise MediaError(CUT_OFF if head[4:8] == b"ftyp" else DAMAGED) from error
+
+
+def picture_stream(container: InputContainer) -> VideoStream:
+    """The first stream of moving pictures, its codec on the list; raises MediaError with one sentence."""
+    pictures = container.streams.video
+    streams = [stream for stream in pictures if not stream.disposition & Disposition.attached_pic]
+    if not streams:
+        if any(stream.type == "audio" for stream in container.streams):
+            raise MediaError("This file has sound but no picture: upload a video, or its transcript as text.")
+        if pictures:
+            raise MediaError("This file has only a cover picture and no video: upload the picture itself.")
+        raise MediaError("This file has no picture in it: upload a video.")
+    stream = streams[0]
+    context = stream.codec_context
+    if context is None:
+        raise MediaError("The codec of this video is not known here: save it as H.264 in MP4.")
+    name = context.codec.canonical_name
+    if name not in PICTURE_CODECS:
+        raise MediaError(f"The video codec {name} is not read here: save the video as H.264 in MP4.")
+    if max(context.width, context.height) > LONGEST_SIDE or context.width * context.height > MOST_PIXELS:
+        raise MediaError(f"This video is {context.width} x {context.height} px: at most 8192 px a side are read.")
+    return stream
+
+
+def start_of(container: InputContainer) -> float:
+    """What is subtracted from every time in the file, of any stream, so that it starts at 0."""
+    return (container.start_time or 0) / av.time_base
+
+
+def upright_size(width: int, height: int, aspect: float, rotation: int) -> tuple[int, int]:
+    """The size people see: `aspect` is the shape of one stored pixel, `rotation` in degrees."""
+    if aspect > 1:
+        width = round(width * aspect)
+    elif aspect > 0:
+        height = round(height / aspect)
+    return (height, width) if rotation % 180 else (width, height)
+
+
+def pixel_aspect(stream: VideoStream) -> float:
+    """Width over height of one stored pixel; 1 where the file says nothing or nonsense."""
+    ratio = stream.sample_aspect_ratio
+    return float(ratio) if ratio and 1 / 8 <= ratio <= 8 and math.isfinite(ratio) else 1.0

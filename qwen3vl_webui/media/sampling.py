@@ -1,0 +1,244 @@
+"""Which moments of a clip, at what size, for how many tokens: arithmetic on values, nothing here opens a file.
+
+One visual token covers 32 x 32 px. A picture costs its cells; a temporal patch costs its cells and its label,
+however alike its two frames are. So the price of a plan is patches x (cells + label), and choosing is a trade of
+moments against size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from qwen3vl_webui.errors import MediaError, TooLong
+from qwen3vl_webui.media.values import PATCH_SIDE, Clip, FramePlan
+
+CELL = PATCH_SIDE * PATCH_SIDE  # pixels under one visual token
+DEFAULT_FPS = 2.0  # what the model was trained with: neighbours half a second apart share a patch
+WIDEST_PAIR = 0.5  # seconds between the two frames of a patch; further apart they would blend into a false picture
+MOST_MOMENTS = 768  # temporal patches chosen when nobody asks for more
+LEGIBLE_SIDE = (
+    640  # px, the longer one: the body text of a 1080p slide is still read; below it, drop moments rather than size
+)
+FEW_MOMENTS = 64  # and with this many moments left, drop size rather than moments
+SMALLEST_SIDE = 224  # px, the longer one: below it only colours and shapes remain
+FEWEST_MOMENTS = 4
+DEAR_READING = 60.0  # CPU seconds to decode every frame of a clip, above which moments move to keyframes
+FRAME_COST = 1.6e-3  # CPU seconds to decode one 1080p frame
+KEYFRAME_REACH = 5.0  # seconds a moment of such a clip may move to reach a keyframe
+
+DOCUMENT_SCALE = 2.0  # 144 dpi: pixels per point
+DOCUMENT_LONGEST = 1500  # px
+DOCUMENT_LEAST_TOKENS = 512  # per page: below it print is no longer read
+PAGE_OVERHEAD = 12  # tokens around a page: vision marks and its "Page 12"
+
+
+@dataclass(frozen=True, eq=False)
+class FrameTimes:
+    """When pictures of a clip appear, as rising float64 seconds inside [clip.start, clip.end).
+
+    `shown` has one entry per picture, its presentation time; where the clip starts on a picture that appeared
+    before, the first entry is `clip.start`. `keyframes` are those that decode without any other.
+    """
+
+    shown: np.ndarray
+    keyframes: np.ndarray
+
+
+def fit_image(
+    width: int, height: int, least_pixels: int, most_pixels: int, factor: int = PATCH_SIDE
+) -> tuple[int, int]:
+    """The size the model is shown a picture at: multiples of `factor`, the shape kept, the area within the limits.
+
+    The same arithmetic as the processor the model was trained with, half to even and all; the area may leave the
+    limits where a shape longer than them cannot keep it.
+    """
+    if max(width, height) > 200 * min(width, height):
+        raise MediaError(
+            f"This picture is {width} x {height} px: crop it, one side may be at most 200 times the other."
+        )
+    wide, high = round(width / factor) * factor, round(height / factor) * factor
+    if wide * high > most_pixels:
+        shrink = math.sqrt(width * height / most_pixels)
+        wide = max(factor, math.floor(width / shrink / factor) * factor)
+        high = max(factor, math.floor(height / shrink / factor) * factor)
+    elif wide * high < least_pixels:
+        grow = math.sqrt(least_pixels / (width * height))
+        wide, high = math.ceil(width * grow / factor) * factor, math.ceil(height * grow / factor) * factor
+    return wide, high
+
+
+def cells(size: tuple[int, int]) -> int:
+    return (size[0] // PATCH_SIDE) * (size[1] // PATCH_SIDE)
+
+
+def frame_sizes(clip: Clip, frame_pixels: tuple[int, int]) -> list[tuple[int, int]]:
+    """Every size this clip can be shown at, the largest first: from its own size down to the least allowed."""
+    least, most = frame_pixels
+    largest = fit_image(clip.width, clip.height, least, most)
+    sizes = [largest]
+    for tokens in range(cells(largest) - 1, 0, -1):
+        if tokens * CELL < least:
+            break
+        size = fit_image(clip.width, clip.height, 1, tokens * CELL)
+        if size != sizes[-1] and least <= size[0] * size[1] and cells(size) < cells(sizes[-1]):
+            sizes.append(size)
+    return sizes
+
+
+def plan_frames(
+    clip: Clip,
+    times: FrameTimes,
+    *,
+    budget: int,
+    label_tokens: int = 12,
+    frame_pixels: tuple[int, int],
+    fps: float | None = None,
+    most_moments: int | None = None,
+) -> FramePlan:
+    """The moments and the size at which `clip` is shown within `budget` tokens (cells and `label_tokens` each).
+
+    Left alone, it takes two frames a second of a short clip and up to `MOST_MOMENTS` moments of a long one, and
+    gives up, in this order: size down to `LEGIBLE_SIDE`, moments down to `FEW_MOMENTS`, size down to
+    `SMALLEST_SIDE`, moments, size. An `fps` set by hand is kept, only size is given up; `most_moments` is a ceiling.
+    Raises TooLong when the smallest such plan does not fit, MediaError when the clip shows no picture.
+    """
+    if not len(times.shown):
+        raise MediaError(f"This video shows no picture between {clip.start:.1f} and {clip.end:.1f} seconds.")
+    sizes = frame_sizes(clip, frame_pixels)
+    most = most_moments if most_moments is not None else MOST_MOMENTS if fps is None else len(times.shown)
+    patches = choose(clip, times, DEFAULT_FPS if fps is None else fps, most)
+
+    def count_at(size: tuple[int, int]) -> int:
+        return budget // (cells(size) + label_tokens)
+
+    def at_most(side: int) -> tuple[int, int]:
+        """The largest size whose sides are no longer than `side`; the smallest of all where none is."""
+        return next((size for size in sizes if max(size) <= side), sizes[-1])
+
+    if count_at(sizes[-1]) < (1 if fps is None else len(patches)):
+        raise too_long(clip, patches, sizes[-1], budget, label_tokens, count_at(sizes[-1]))
+    if fps is None:
+        for side, few in ((LEGIBLE_SIDE, FEW_MOMENTS), (SMALLEST_SIDE, FEWEST_MOMENTS), (0, 1)):
+            room = count_at(at_most(side))
+            if room >= min(few, len(patches)):
+                if room < len(patches):
+                    patches = choose(clip, times, DEFAULT_FPS, room)
+                break
+            if len(patches) > few:
+                patches = choose(clip, times, DEFAULT_FPS, few)
+    width, height = next(size for size in sizes if count_at(size) >= len(patches))
+    return FramePlan(clip, tuple(patches), width, height)
+
+
+def choose(clip: Clip, times: FrameTimes, fps: float, most: int) -> list[tuple[float, float]]:
+    """At most `most` temporal patches, evenly over the clip, the first and the last picture among them.
+
+    Neighbours share a patch where all of them fit at 2 fps or more; else each moment is its own patch, twice the
+    same picture. Pictures that stay on screen longer than the spacing are taken once.
+    """
+    if fps <= 0 or most < 1:
+        raise ValueError(f"{fps} fps and at most {most} moments choose nothing")
+    first, last = float(times.shown[0]), float(times.shown[-1])
+    step = 1 / fps
+    pairs = math.floor((last - first + 1e-6) / (2 * step)) + 1
+    if step <= WIDEST_PAIR and pairs <= most:
+        starts = on_screen(times.shown, first + np.arange(pairs) * 2 * step)
+        patches = [(float(t), float(on_screen(times.shown, t + step))) for t in starts]
+        near_end = float(times.shown[np.searchsorted(times.shown, last - step - 1e-6)])
+        return [*patches[:-1], (max(patches[-1][0], near_end), last)]
+    count = min(most, math.floor((last - first + 1e-6) / step) + 1)
+    if count == 1:
+        middle = float(on_screen(times.shown, (first + last) / 2))
+        return [(middle, middle)]
+    spacing = (last - first) / (count - 1)
+    moments = on_screen(times.shown, np.linspace(first, last, count))
+    moments[1:-1] = near_keyframes(clip, times, moments[1:-1], spacing)
+    return [(float(t), float(t)) for t in np.unique(moments)]
+
+
+def on_screen(shown: np.ndarray, seconds: np.ndarray | float) -> np.ndarray:
+    """The start of the picture on screen at `seconds`: the last that is not later; the first where none is."""
+    found = np.searchsorted(shown, np.asarray(seconds) + 1e-6, side="right") - 1
+    return np.unique(shown[np.maximum(found, 0)]) if np.ndim(seconds) else shown[max(int(found), 0)]
+
+
+def near_keyframes(clip: Clip, times: FrameTimes, moments: np.ndarray, spacing: float) -> np.ndarray:
+    """`moments` moved to the nearest keyframe where that is near: a keyframe costs one frame to read, any other
+    moment every frame since its keyframe."""
+    keyframes = times.keyframes
+    if len(keyframes) < 2 or not len(moments):
+        return moments
+    gap = float(np.median(np.diff(keyframes)))
+    dear = len(times.shown) * FRAME_COST * clip.width * clip.height / (1920 * 1080) > DEAR_READING
+    reach = max(spacing / 2, KEYFRAME_REACH if dear else 0.0)
+    if spacing < gap and not dear:
+        return moments
+    right = np.clip(np.searchsorted(keyframes, moments), 1, len(keyframes) - 1)
+    left = right - 1
+    nearest = np.where(moments - keyframes[left] <= keyframes[right] - moments, keyframes[left], keyframes[right])
+    return np.where(np.abs(nearest - moments) <= reach, nearest, moments)
+
+
+def too_long(
+    clip: Clip, patches: Sequence[tuple[float, float]], size: tuple[int, int], budget: int, label: int, room: int
+) -> TooLong:
+    need = len(patches) * (cells(size) + label)
+    if room < 1:
+        fitting = "free some of the context, or leave this video out"
+    else:
+        fitting = (
+            f"at most {room} moments fit, one every {clip.duration / room:.1f} seconds, or ask about a shorter span"
+        )
+    return TooLong(
+        f"{len(patches)} moments of this video need at least {need} tokens and {max(budget, 0)} are free: {fitting}."
+    )
+
+
+def page_size(points: tuple[float, float], tokens: int, image_pixels: tuple[int, int]) -> tuple[int, int]:
+    """The pixels of a page within `tokens`: at most 144 dpi and 1500 px on the longest side."""
+    scale = min(DOCUMENT_SCALE, DOCUMENT_LONGEST / max(points))
+    width, height = (max(1, round(side * scale)) for side in points)
+    least, most = image_pixels
+    return fit_image(width, height, min(least, tokens * CELL), min(most, tokens * CELL))
+
+
+def fit_document(
+    page_sizes: Sequence[tuple[float, float]],
+    budget: int,
+    *,
+    image_pixels: tuple[int, int] = (65_536, 16_777_216),
+    page_overhead: int = PAGE_OVERHEAD,
+) -> list[tuple[int, int]]:
+    """The (width, height) each page is shown at, all within `budget` tokens: `page_overhead` and its cells each.
+
+    `page_sizes` are in points. Pages shrink together, down to 512 tokens (or what `image_pixels` allows); raises
+    TooLong, naming how many pages would fit, when even that is too much.
+    """
+
+    def plan(tokens: int) -> list[tuple[int, int]]:
+        return [page_size(points, tokens, image_pixels) for points in page_sizes]
+
+    def cost(sizes: Sequence[tuple[int, int]]) -> int:
+        return sum(cells(size) + page_overhead for size in sizes)
+
+    low, high = DOCUMENT_LEAST_TOKENS, math.ceil(DOCUMENT_LONGEST / PATCH_SIDE) ** 2
+    smallest = plan(low)
+    if cost(smallest) > budget:
+        free, fitting = budget, 0
+        for size in smallest:
+            free -= cells(size) + page_overhead
+            if free < 0:
+                break
+            fitting += 1
+        advice = f"ask about at most {fitting} pages at once" if fitting else "free some of the context"
+        raise TooLong(
+            f"{len(smallest)} pages need at least {cost(smallest)} tokens and {max(budget, 0)} are free: {advice}."
+        )
+    while low < high:  # the most tokens per page that fit
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if cost(plan(middle)) <= budget else (low, middle - 1)
+    return plan(low)

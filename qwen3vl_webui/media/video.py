@@ -1,0 +1,244 @@
+"""Reading video: what a file holds, when its pictures appear, and the pictures a plan asks for.
+
+The functions that take an open file run in the sandbox; the others are called by the house. One clock everywhere:
+`seconds = pts * time_base - container.start_time`, and the picture on screen at t is the last with seconds <= t.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any, BinaryIO
+
+import av
+import numpy as np
+import numpy.ma  # np.unique imports it on first use, when the sandbox allows no import any more
+
+from qwen3vl_webui.errors import MediaError
+from qwen3vl_webui.media import container as opening
+from qwen3vl_webui.media import sandbox
+from qwen3vl_webui.media.pictures import EXACT, Pictures, count_pictures, read_pictures
+from qwen3vl_webui.media.sampling import FrameTimes
+from qwen3vl_webui.media.values import Clip, Frame, FramePlan
+
+SCAN_LIMITS = sandbox.Limits(cpu_seconds=120, wall_seconds=600.0)  # 8 GB from a slow disk
+MOST_READING = 1800  # CPU seconds for one plan
+SCANS_KEPT = 8  # files whose frame times stay in memory; 2 h at 30 fps are 1.7 MB
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """The packets of a whole file, nothing decoded. All arrays are rising float64 seconds.
+
+    `starts` are the packets decoding can start at: the keyframes, and those an edit list hides. In a file that is
+    not `seekable` PTS are missing or fall (parts joined together): its times then count on in file order, and it is
+    read in one pass in which the n-th picture out of the decoder is `shown[n]`.
+    """
+
+    shown: np.ndarray
+    keyframes: np.ndarray
+    starts: np.ndarray
+    end: float
+    seekable: bool
+
+
+_scans: OrderedDict[str, Scan] = OrderedDict()
+_lock = Lock()
+
+
+def probe(path: Path, digest: str) -> Clip:
+    """The clip in a file of that content digest; raises MediaError with one sentence when there is none."""
+    found = sandbox.call(inspect, path, limits=SCAN_LIMITS)
+    scan = keep_scan(digest, found)
+    return Clip(
+        path=path,
+        digest=digest,
+        start=0.0,
+        end=scan.end,
+        width=found["width"],
+        height=found["height"],
+        codec=found["codec"],
+        container=found["container"],
+        fps=found["fps"],
+        audio=found["audio"],
+    )
+
+
+def read_times(clip: Clip) -> FrameTimes:
+    """When the pictures of `clip` appear; read once per file content and kept for the latest few files."""
+    scan = scan_of(clip)
+    shown = scan.shown[(scan.shown >= clip.start) & (scan.shown < clip.end)]
+    keyframes = scan.keyframes[(scan.keyframes >= clip.start) & (scan.keyframes < clip.end)]
+    before = len(scan.shown) and scan.shown[0] < clip.start
+    if before and (not len(shown) or shown[0] - clip.start > 0.5):  # the span starts on a still picture
+        shown = np.concatenate([[clip.start], shown])
+    return FrameTimes(shown, keyframes)
+
+
+def read_frames(plan: FramePlan) -> Iterator[Frame]:
+    """The pictures on screen at the plan's seconds, two per temporal patch, in order, (height, width, 3) uint8 RGB.
+
+    Streamed: one picture is held at a time, and closing the generator ends the reading process. Where a damaged
+    part of the file hides a picture, the nearest one that can be shown takes its place, and its Frame carries its
+    own second instead of the plan's. Raises ValueError for a plan out of order, MediaError when nothing can be read.
+    """
+    wanted = list(plan.seconds)
+    if any(later < earlier for earlier, later in itertools.pairwise(wanted)):
+        raise ValueError("the seconds of a plan rise")
+    scan = scan_of(plan.clip)
+    if not len(scan.shown):
+        raise MediaError(opening.DAMAGED)
+    index = np.maximum(np.searchsorted(scan.shown, np.array(wanted) + EXACT, side="right") - 1, 0)
+    unique = np.unique(index)
+    seconds = scan.shown[unique]
+    path, size, limits = plan.clip.path, (plan.width, plan.height), reading_limits(plan.clip)
+    if scan.seekable:
+        pictures = sandbox.stream(read_pictures, path, seconds, scan.starts, *size, limits=limits)
+    else:
+        pictures = sandbox.stream(count_pictures, path, unique, seconds, *size, limits=limits)
+    position = -1
+    try:
+        for seconds, picture in zip(wanted, index, strict=True):
+            while position < 0 or unique[position] < picture:
+                own, pixels = next(pictures)
+                position += 1
+            exact = abs(own - scan.shown[picture]) <= EXACT
+            yield Frame(seconds if exact else own, pixels)
+    except StopIteration:
+        raise MediaError(opening.DAMAGED) from None
+    finally:
+        pictures.close()
+
+
+def reading_limits(clip: Clip) -> sandbox.Limits:
+    """Decoding every picture of 1080p takes 0.05 to 0.13 CPU seconds per second."""
+    full_hd = clip.width * clip.height / (1920 * 1080)
+    return sandbox.Limits(cpu_seconds=min(MOST_READING, round(120 + 0.2 * clip.duration * full_hd)))
+
+
+def scan_of(clip: Clip) -> Scan:
+    with _lock:
+        if clip.digest in _scans:
+            _scans.move_to_end(clip.digest)
+            return _scans[clip.digest]
+    return keep_scan(clip.digest, sandbox.call(inspect, clip.path, limits=SCAN_LIMITS))
+
+
+def keep_scan(digest: str, found: dict[str, Any]) -> Scan:
+    scan = Scan(*(found[name] for name in ("shown", "keyframes", "starts", "end", "seekable")))
+    for times in (scan.shown, scan.keyframes, scan.starts):
+        times.setflags(write=False)
+    with _lock:
+        _scans[digest] = scan
+        while len(_scans) > SCANS_KEPT:
+            _scans.popitem(last=False)
+    return scan
+
+
+# In the sandbox.
+
+
+def inspect(file: BinaryIO) -> dict[str, Any]:
+    """What the file holds and when its pictures appear. Decodes no more than the first picture."""
+    with opening.open_container(file) as container:
+        stream = opening.picture_stream(container)
+        found = scan_packets(container, stream)
+        if not len(found["shown"]):
+            raise MediaError("This video has no frames in it: upload the whole file again.")
+        if found["end"] > opening.LONGEST_CLIP:
+            raise MediaError(f"This video is {found['end'] / 3600:.1f} hours long: at most 12 hours are read.")
+        audio = any(other.type == "audio" for other in container.streams)
+        fps = len(found["shown"]) / max(found["end"] - found["shown"][0], EXACT)  # headers say 30,000 at times
+        codec, names = stream.codec_context.codec.canonical_name, container.format.name
+        frame = first_picture(container, stream)
+        if frame is None:
+            raise MediaError(opening.DAMAGED)
+        aspect = opening.pixel_aspect(stream)
+        width, height = opening.upright_size(frame.width, frame.height, aspect, frame.rotation)
+    return found | {
+        "width": width,
+        "height": height,
+        "codec": codec,
+        "container": names,
+        "fps": fps,
+        "audio": audio,
+    }
+
+
+def scan_packets(container: Any, stream: Any) -> dict[str, Any]:
+    """One pass over the packets of a stream, as the fields of Scan. A file that breaks off ends where it does."""
+    base, offset = float(stream.time_base), opening.start_of(container)
+    pts: list[int | None] = []
+    dts: list[int | None] = []
+    lengths: list[int] = []
+    key: list[bool] = []
+    hidden: list[bool] = []
+    try:
+        for packet in container.demux(stream):
+            if packet.size and (key or packet.is_keyframe):  # what comes before the first keyframe is never shown
+                pts.append(packet.pts)
+                dts.append(packet.dts)
+                lengths.append(packet.duration or 0)
+                key.append(packet.is_keyframe)
+                hidden.append(packet.is_discard)
+    except (av.FFmpegError, OSError):
+        pass
+    is_key, is_hidden = np.array(key, bool), np.array(hidden, bool)
+    seekable = bool(pts) and None not in pts and not falls(dts) and not is_guessed(container, stream, pts, dts)
+    if seekable:
+        seconds = np.array(pts, np.float64) * base - offset
+    else:
+        seconds, is_hidden = counted_times(dts, lengths, base, float(stream.average_rate or 25)), is_hidden & False
+    first = seconds[is_key].min() if len(seconds) else 0.0
+    visible = ~is_hidden & (seconds >= max(first, 0.0) - EXACT)  # an open GOP's first pictures need one before it
+    seconds[visible] = np.maximum(seconds[visible], 0.0)  # the start is rounded to microseconds
+    shown = np.unique(seconds[visible])
+    end = 0.0
+    if len(shown):
+        length = lengths[int(np.argmax(seconds))] * base
+        end = float(shown[-1]) + (length if length > 0 else float(np.diff(shown).mean()) if len(shown) > 1 else 0.04)
+    return {
+        "shown": shown,
+        "keyframes": np.unique(seconds[visible & is_key]),
+        "starts": np.unique(seconds[is_key]),
+        "end": end,
+        "seekable": seekable,
+    }
+
+
+def falls(dts: list[int | None]) -> bool:
+    """Whether the file's clock falls back: parts were joined without making one time line of them."""
+    known = np.array([time for time in dts if time is not None], np.int64)
+    return bool((np.diff(known) < 0).any())
+
+
+def is_guessed(container: Any, stream: Any, pts: list[int | None], dts: list[int | None]) -> bool:
+    """Whether the PTS of a stream with B-frames are only its DTS: AVI stores none, and H.264 gives no hint."""
+    context = stream.codec_context
+    if container.format.name != "avi" or context.codec.canonical_name not in ("h264", "hevc") or None in dts:
+        return False
+    return bool(context.has_b_frames) and bool((np.diff(np.array(pts, np.int64) - np.array(dts, np.int64)) == 0).all())
+
+
+def counted_times(dts: list[int | None], lengths: list[int], base: float, rate: float) -> np.ndarray:
+    """Seconds of pictures in the order they are shown, where PTS cannot be used, starting at 0.
+
+    The spacing of DTS is kept, for pictures are shown in the rhythm they are decoded in; where DTS are missing or
+    fall, the packet's own duration or else the average rate takes its place.
+    """
+    steps = []
+    for (before, after), length in zip(itertools.pairwise(dts), lengths, strict=False):
+        step = 0.0 if before is None or after is None else (after - before) * base
+        steps.append(step if step > 0 else length * base if length > 0 else 1 / rate)
+    return np.concatenate([[0.0], np.cumsum(steps)]) if dts else np.zeros(0)
+
+
+def first_picture(container: Any, stream: Any) -> Any:
+    """The first picture that decodes, or None: proof that the file can be shown, and its upright size."""
+    container.seek(container.start_time or 0)
+    pictures = Pictures(container, stream)
+    return next((frame for _, frame in pictures.play(container.demux(stream))), None)

@@ -1,0 +1,134 @@
+"""Makers of small pictures, PDFs and videos with known content, for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+# Videos. Picture n of a bars clip shows n as 16 bars, so that a test proves the picture, not the clock.
+
+CLOCK = Fraction(1, 90_000)
+
+
+def film(
+    path: Path,
+    seconds: Iterable[float],
+    picture: Callable[[int, float], np.ndarray],
+    *,
+    codec: str = "libx264",
+    size: tuple[int, int] = (320, 180),
+    pixels: str = "yuv420p",
+    fps: int = 30,
+    clock: Fraction = CLOCK,
+    sound: str | None = None,
+    late: float = 0.0,
+    container_options: dict[str, str] | None = None,
+    **options: str,
+) -> Path:
+    """A video whose picture n appears at `seconds[n] + late`, drawn by `picture(n, seconds)` as rgb24 or I420.
+
+    `sound` names an audio codec for a tone from 0 to the end; `options` go to the video encoder.
+    """
+    times = list(seconds)
+    with av.open(str(path), "w", options=container_options or {}) as container:
+        video = container.add_stream(codec, rate=fps, options=options)
+        video.width, video.height, video.pix_fmt = *size, pixels
+        video.codec_context.time_base = clock
+        audio = container.add_stream(sound, rate=48_000) if sound else None
+        if audio is not None:
+            _tone(container, audio, times[-1] + late + 1 / fps)
+        for number, time in enumerate(times):
+            drawn = picture(number, time)
+            form = "rgb24" if drawn.ndim == 3 else "yuv420p"
+            frame = av.VideoFrame.from_ndarray(drawn, format=form)
+            if pixels != form:
+                frame = frame.reformat(format=pixels)
+            frame.pts, frame.time_base = round((time + late) / clock), clock
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+    return path
+
+
+def _tone(container: Any, audio: Any, seconds: float) -> None:
+    resampler = av.AudioResampler(format=audio.format, layout=audio.layout, rate=48_000)
+    for block in range(int(seconds * 48_000) // 1024):
+        wave = np.sin(np.arange(block * 1024, block * 1024 + 1024) * 2 * np.pi * 440 / 48_000) * 8000
+        frame = av.AudioFrame.from_ndarray(wave.astype(np.int16)[None], format="s16", layout="mono")
+        frame.sample_rate, frame.pts = 48_000, block * 1024
+        for small in resampler.resample(frame):
+            container.mux(audio.encode(small))
+    container.mux(audio.encode(None))
+
+
+def colour_at(seconds: float) -> tuple[int, int, int]:
+    """The colour a colour clip shows in that second."""
+    return 3 * int(seconds) % 256, 7 * int(seconds) % 256, 120
+
+
+def colour_clip(path: Path, seconds: float, fps: int = 10, size: tuple[int, int] = (320, 180), **settings: Any) -> Path:
+    """A clip in one solid colour a second: `colour_at(t)`."""
+
+    def picture(number: int, time: float) -> np.ndarray:
+        return np.full((size[1], size[0], 3), colour_at(time + 1e-6), np.uint8)
+
+    return film(path, (n / fps for n in range(round(seconds * fps))), picture, size=size, fps=fps, **settings)
+
+
+def bars(number: int) -> np.ndarray:
+    """The I420 picture, 320 x 180, that shows `number` as 16 bars, the lowest bit on the left."""
+    drawn = np.full((270, 320), 128, np.uint8)
+    drawn[:180] = np.repeat([235 if number >> bit & 1 else 16 for bit in range(16)], 20)
+    return drawn
+
+
+def bars_clip(path: Path, seconds: Iterable[float], **settings: Any) -> Path:
+    """A clip of 320 x 180 whose n-th picture shows n as 16 bars."""
+    return film(path, seconds, lambda number, _: bars(number), **settings)
+
+
+def read_bars(pixels: np.ndarray) -> int:
+    """The number a picture of a bars clip shows, at any size, upright."""
+    middle = pixels[pixels.shape[0] // 2].astype(float)
+    grey = middle.mean(axis=-1) if middle.ndim == 2 else middle
+    centres = [round((bit + 0.5) * len(grey) / 16) for bit in range(16)]
+    return sum(int(grey[centre] > 125) << bit for bit, centre in enumerate(centres))
+
+
+def copied(source: Path, target: Path, *, shift: float = 0.0, rotation: int | None = None, **options: str) -> Path:
+    """The packets of `source` in another file, all `shift` seconds later, with a display rotation."""
+    with av.open(str(source)) as read, av.open(str(target), "w", options=options) as write:
+        streams = {stream.index: write.add_stream_from_template(stream) for stream in read.streams}
+        if rotation is not None:
+            streams[read.streams.video[0].index].set_display_rotation(rotation)
+        for packet in read.demux():
+            if not packet.size:
+                continue
+            ticks = round(Fraction(shift).limit_denominator(1000) / packet.time_base)
+            packet.pts = packet.pts if packet.pts is None else packet.pts + ticks
+            packet.dts = packet.dts if packet.dts is None else packet.dts + ticks
+            packet.stream = streams[packet.stream.index]
+            write.mux(packet)
+    return target
+
+
+def truncated(source: Path, target: Path, part: float = 0.5) -> Path:
+    raw = source.read_bytes()
+    target.write_bytes(raw[: int(len(raw) * part)])
+    return target
+
+
+def damaged(source: Path, target: Path, keyframe: int = 1, part: float = 0.3) -> Path:
+    """`source` with the middle of its n-th keyframe overwritten."""
+    raw = bytearray(source.read_bytes())
+    with av.open(str(source)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size and packet.is_keyframe]
+        position, size = packets[keyframe].pos, packets[keyframe].size
+    middle, length = position + size // 2, max(8, int(size * part))
+    raw[middle : middle + length] = bytes((37 * n + 91) % 256 for n in range(length))
+    target.write_bytes(raw)
+    return target
