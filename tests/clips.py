@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
+import pymupdf
+from PIL import Image
 
 # Videos. Picture n of a bars clip shows n as 16 bars, so that a test proves the picture, not the clock.
 
@@ -132,3 +134,39 @@ def damaged(source: Path, target: Path, keyframe: int = 1, part: float = 0.3) ->
     raw[middle : middle + length] = bytes((37 * n + 91) % 256 for n in range(length))
     target.write_bytes(raw)
     return target
+
+
+# Pictures and PDFs. The quarters of a picture are red, green, blue and yellow, so that a turn or a flip shows.
+
+RED, GREEN, BLUE, YELLOW = (220, 30, 30), (30, 180, 30), (30, 30, 220), (230, 220, 40)
+
+
+def quarters(width: int = 64, height: int = 48) -> np.ndarray:
+    """(height, width, 3) uint8: red top left, green top right, blue bottom left, yellow bottom right."""
+    pixels = np.empty((height, width, 3), np.uint8)
+    middle, centre = height // 2, width // 2
+    pixels[:middle, :centre], pixels[:middle, centre:] = RED, GREEN
+    pixels[middle:, :centre], pixels[middle:, centre:] = BLUE, YELLOW
+    return pixels
+
+
+def picture(path: Path, form: str, width: int = 64, height: int = 48, **options: Any) -> Path:
+    """The quarters as a file of Pillow's format `form`; `options` go to Pillow's save."""
+    Image.fromarray(quarters(width, height)).save(path, form, **options)
+    return path
+
+
+def png(path: Path, width: int = 64, height: int = 48) -> Path:
+    return picture(path, "PNG", width, height)
+
+
+def pdf(path: Path, texts: Sequence[str], *, size: tuple[float, float] = (595.0, 842.0), **options: Any) -> Path:
+    """A PDF with one page per text, its first line at (72, 72) points in 16 points; `options` go to PyMuPDF's save."""
+    document = pymupdf.open()
+    for text in texts:
+        font = "helv" if text.isascii() else "china-s"
+        page = document.new_page(width=size[0], height=size[1])
+        page.insert_text((72, 72), text.split("\n"), fontsize=16, fontname=font)
+    document.save(str(path), **options)
+    document.close()
+    return path
