@@ -11,11 +11,13 @@ then the four bytes of its wait status. When the other side of `status` closes, 
 from __future__ import annotations
 
 import contextlib
+import encodings
 import gc
 import importlib
 import io
 import json
 import os
+import pkgutil
 import selectors
 import signal
 import socket
@@ -169,10 +171,12 @@ def warm() -> None:
     """Import every decoder and use it once: libraries import parts of themselves on first use."""
     for name in ("pymupdf.layout", "pymupdf4llm"):  # these would start threads of onnxruntime, for nothing used here
         sys.modules[name] = None  # type: ignore[assignment]
-    for encoding in ("utf-8", "utf-16", "utf-32", "latin-1", "ascii", "cp1252", "gb18030", "shift_jis", "idna"):
-        "".encode(encoding)
+    for module in pkgutil.iter_modules(encodings.__path__, "encodings."):  # each is imported when first named
+        with contextlib.suppress(ImportError):  # two exist on Windows only
+            importlib.import_module(module.name)
     import av
     import numpy as np
+    import numpy.ma
     import pymupdf
     from PIL import Image, ImageCms, ImageOps  # noqa: F401
 
