@@ -7,11 +7,12 @@ import re
 from pathlib import Path
 from urllib.parse import quote
 
-import anyio
 from anyio import to_thread
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
+
+from qwen3vl_webui.disconnect import while_connected
 
 CHUNK = 1 << 20
 
@@ -71,29 +72,24 @@ class FileRange(Response):
             await send({"type": "http.response.start", "status": 206 if span else 200, "headers": raw})
             if scope["method"] == "HEAD":
                 return await send({"type": "http.response.body", "body": b""})
-            await self._send_pieces(descriptor, start, end, receive, send)
+
+            async def send_pieces() -> None:
+                await send_span(descriptor, start, end, send)
+
+            await while_connected(receive, send_pieces)  # a player that seeks drops the rest of each response
         finally:
             os.close(descriptor)
-
-    async def _send_pieces(self, descriptor: int, start: int, end: int, receive: Receive, send: Send) -> None:
-        """Until the end, or until the client leaves: a player that seeks drops the rest of each response."""
-        async with anyio.create_task_group() as group:
-
-            async def leave_with_client() -> None:
-                while (await receive())["type"] != "http.disconnect":
-                    pass
-                group.cancel_scope.cancel()
-
-            group.start_soon(leave_with_client)
-            while start < end:
-                piece = await to_thread.run_sync(os.pread, descriptor, min(CHUNK, end - start), start)
-                if not piece:
-                    break  # the file was cut meanwhile
-                start += len(piece)
-                await send({"type": "http.response.body", "body": piece, "more_body": start < end})
-            group.cancel_scope.cancel()
 
 
 def is_known(if_none_match: str, etag: str) -> bool:
     tags = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
     return etag in tags or "*" in tags
+
+
+async def send_span(descriptor: int, start: int, end: int, send: Send) -> None:
+    while start < end:
+        piece = await to_thread.run_sync(os.pread, descriptor, min(CHUNK, end - start), start)
+        if not piece:
+            return  # the file was cut meanwhile
+        start += len(piece)
+        await send({"type": "http.response.body", "body": piece, "more_body": start < end})

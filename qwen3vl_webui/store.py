@@ -28,6 +28,7 @@ from pathlib import Path
 
 from qwen3vl_webui.conversation import Attachment, Conversation, Turn, new_id
 from qwen3vl_webui.errors import Conflict, MediaError, NotFound, StorageError
+from qwen3vl_webui.media.upload import open_upload
 from qwen3vl_webui.media.values import Media
 from qwen3vl_webui.records import kind_of, media_from, media_record, turn_from, turn_record
 
@@ -249,7 +250,7 @@ class Store:
     def _link(self, owner: str, name: str, path: Path, file: BufferedReader, purpose: str) -> Stored:
         before = os.fstat(file.fileno())
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        media = open_media(path, digest)
+        media = open_upload(path, digest)
         with self._transaction() as database:
             if (row := self._media_row(digest)) is None or row[1] is not None:
                 database.execute(
@@ -262,7 +263,7 @@ class Store:
 
     def _keep(self, owner: str, name: str, digest: str, size: int, path: Path, purpose: str) -> Stored:
         """Takes over a received file: looks into it, renames it to its digest, commits its row."""
-        media = open_media(path, digest)
+        media = open_upload(path, digest)
         target = self.path_of(digest)
         with self._no_orphan(digest), self._transaction() as database:
             row = self._media_row(digest)
@@ -539,7 +540,8 @@ class Receiving:
 
     def __init__(self, store: Store, owner: str, name: str, purpose: str) -> None:
         self._store = store
-        self._owner, self._name, self._purpose = owner, name, purpose
+        self.purpose = purpose  # may be set until `finish`
+        self._owner, self._name = owner, name
         self._size = 0
         self._digest = hashlib.sha256()
         self._room = None if owner == LOCAL else max(0, store.quota - store.used_bytes(owner))
@@ -576,7 +578,7 @@ class Receiving:
                 os.fsync(self._file.fileno())
                 self._file.close()
             digest = self._digest.hexdigest()
-            return self._store._keep(self._owner, self._name, digest, self._size, self._path, self._purpose)
+            return self._store._keep(self._owner, self._name, digest, self._size, self._path, self.purpose)
         finally:
             self.discard()
 
@@ -585,12 +587,6 @@ class Receiving:
         with suppress(OSError):  # a full disk refuses the last buffered bytes, which are not wanted any more
             self._file.close()
         self._path.unlink(missing_ok=True)
-
-
-def open_media(path: Path, digest: str) -> Media:
-    from qwen3vl_webui.media.upload import open_upload
-
-    return open_upload(path, digest)
 
 
 def check_unchanged(path: Path, modified: int | None) -> None:
