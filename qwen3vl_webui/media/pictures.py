@@ -41,6 +41,7 @@ class Pictures:
         self.frames: Iterator[Picture] | None = None  # None: the decoder was drained
         self.shown: Picture | None = None  # the latest not after the latest wanted
         self.ahead: Picture | None = None  # the first after it
+        self.whole = False  # whether everything the next packet refers to was decoded
 
     def seconds(self, pts: int) -> float:
         return pts * self.base - self.offset
@@ -125,19 +126,24 @@ class Pictures:
                 yield self.seconds(frame.pts), frame
 
     def decode(self, packets: Iterable[Packet]) -> Iterator[VideoFrame]:
-        whole = False  # whether what the next packet needs was decoded
+        self.whole = False
         try:
             for packet in packets:
-                whole = whole or packet.is_keyframe
-                if not (whole or not packet.size):
-                    continue
-                try:
-                    yield from self.decoder.decode(packet)
-                except av.FFmpegError:
-                    self.decoder.flush_buffers()
-                    whole = False
+                yield from self.push(packet)
         except (av.FFmpegError, OSError):  # the file breaks off here
             pass
+
+    def push(self, packet: Packet) -> list[VideoFrame]:
+        """The pictures that come out when `packet` goes in; the empty packet at the end brings the last ones."""
+        self.whole = self.whole or packet.is_keyframe
+        if packet.size and not self.whole:
+            return []
+        try:
+            return self.decoder.decode(packet)
+        except av.FFmpegError:
+            self.decoder.flush_buffers()
+            self.whole = False
+            return []
 
 
 class Resize:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -79,7 +79,7 @@ def read_times(clip: Clip) -> FrameTimes:
     return FrameTimes(shown, keyframes)
 
 
-def read_frames(plan: FramePlan) -> Iterator[Frame]:
+def read_frames(plan: FramePlan) -> Generator[Frame, None, None]:
     """The pictures on screen at the plan's seconds, two per temporal patch, in order, (height, width, 3) uint8 RGB.
 
     Streamed: one picture is held at a time, and closing the generator ends the reading process. Where a damaged
