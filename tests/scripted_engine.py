@@ -42,13 +42,14 @@ HEARTBEAT = 0.05  # seconds; far below the half second of the contract, so that 
 
 @dataclass
 class Gate:
-    """Holds every request in prefill, or after `after` tokens of the answer, until `release()`.
+    """Holds requests in prefill, or after `after` tokens of the answer, until `release()`; with `only` just some.
 
     `reached` is set as soon as a request stands at the gate.
     """
 
     prefill: bool = False
     after: int | None = None
+    only: Callable[[GenerationRequest], bool] | None = None
     reached: threading.Event = field(default_factory=threading.Event)
     released: threading.Event = field(default_factory=threading.Event)
 
@@ -204,7 +205,7 @@ class ScriptedEngine:
         reused = self._reused(request)
         yield PrefillEvent(reused, total)
         if self.gate.prefill:
-            yield from self._hold(PrefillEvent((reused + total) // 2, total))
+            yield from self._hold(request, PrefillEvent((reused + total) // 2, total))
         yield PrefillEvent(total, total)
         self._read[request.conversation] = request.messages
 
@@ -219,7 +220,7 @@ class ScriptedEngine:
                 reason = "length"
                 break
             if self.gate.after == done:
-                yield from self._hold(TokenEvent("") if done else PrefillEvent(total, total))
+                yield from self._hold(request, TokenEvent("") if done else PrefillEvent(total, total))
             if self.pace:
                 time.sleep(self.pace)
             done += 1
@@ -228,7 +229,7 @@ class ScriptedEngine:
             if self.fail is not None:
                 raise self.fail
             if self.gate.after == done:
-                yield from self._hold(TokenEvent("") if done else PrefillEvent(total, total))
+                yield from self._hold(request, TokenEvent("") if done else PrefillEvent(total, total))
         now = time.monotonic()
         timings = Timings(queued=started - entered, prefill=read - started, decode=now - read)
         yield FinishEvent("stop" if reason == "stop" else "length", total, reused, done, timings)
@@ -247,7 +248,9 @@ class ScriptedEngine:
                 yield TokenEvent(piece[:left])
             left -= len(piece)
 
-    def _hold(self, heartbeat: Event) -> Iterator[Event]:
+    def _hold(self, request: GenerationRequest, heartbeat: Event) -> Iterator[Event]:
+        if self.gate.only is not None and not self.gate.only(request):
+            return
         self.gate.reached.set()
         while not self.gate.released.wait(HEARTBEAT):
             self._check_open()
