@@ -100,8 +100,8 @@ def yarn(text_config: Any, factor: float, *, beta_fast: float = 32.0, beta_slow:
     last = min(math.ceil(frequency_that_turns(beta_slow)), head_dim - 1)
     ramp = (torch.arange(head_dim // 2, dtype=torch.float) - first) / max(last - first, 0.001)
     keep = 1 - ramp.clamp(0, 1)
-    table = frequencies(theta, head_dim)
-    table = table / factor * (1 - keep) + table * keep
+    powers = theta ** (torch.arange(0, head_dim, 2, dtype=torch.float) / head_dim)
+    table = 1.0 / (factor * powers) * (1 - keep) + 1.0 / powers * keep
     scaling = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
     return RopePlan(f"yarn:{factor:g}", tuple(table.tolist()), sections_of(text_config), scaling)
 
