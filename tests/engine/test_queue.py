@@ -125,7 +125,7 @@ def test_a_closed_queue_ends_everyone_and_takes_nobody() -> None:
     queue.close()
     for answer in answers:
         with pytest.raises(EngineError):
-            next(answer)
+            list(answer)
     with pytest.raises(Cancelled):
         running.check()
     assert queue.next() is None
