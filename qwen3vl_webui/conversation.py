@@ -96,7 +96,14 @@ class Conversation:
         """A new user turn at the leaf, or as another version of the user turn `instead_of` (an edit)."""
         parent = self.leaf if instead_of is None else self.turn(instead_of).parent
         turn = Turn(
-            new_id(), parent, "user", text, attachments=attachments, task=task, options=options or {}, created=time.time()
+            new_id(),
+            parent,
+            "user",
+            text,
+            attachments=attachments,
+            task=task,
+            options=options or {},
+            created=time.time(),
         )
         title = self.title or title_of(text, attachments)
         return replace(self, turns=(*self.turns, turn), leaf=turn.id, title=title)

@@ -63,7 +63,7 @@ class Attached:
 
 @dataclass(frozen=True)
 class Draft:
-    """A message before it is laid out; or, with `parts`, as it was already shown to the model (`items` are not read)."""
+    """A message before it is laid out; or, with `parts`, as it was shown to the model before."""
 
     role: Role
     items: tuple[str | Attached, ...]

@@ -69,7 +69,7 @@ TASKS: dict[str, Task] = {
             "timeline",
             {"en": "Timeline", "zh": "时间轴"},
             {
-                "en": "List the events of the video in order, each with its start and end as mm:ss and a short description.",
+                "en": "List the events of the video in order, with start and end as mm:ss and a short description.",
                 "zh": "按顺序列出视频中的事件，每个事件写出开始和结束时间（mm:ss）和简短描述。",
             },
             ("video",),
