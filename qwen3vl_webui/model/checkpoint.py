@@ -5,6 +5,7 @@ Only safetensors and text files are fetched, and nothing is asked of a hub when 
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -83,7 +84,7 @@ def resolve(name: str, hub: Hub = "huggingface", progress: Report = quiet) -> tu
     target = MODELS.get(name, name)
     if name == "demo" and not Path(target).is_dir():
         raise NotFound(f"The bundled demo model is missing ({target}): choose one of {short_names()} with --model.")
-    if Path(target).expanduser().is_dir():
+    if target and Path(target).expanduser().is_dir():
         folder = Path(target).expanduser().resolve()
         return name if name in MODELS else folder.name, folder
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", target):
@@ -185,6 +186,9 @@ def download_bar(progress: Report) -> type:
     seen = {"done": 0, "total": 0}
 
     class DownloadBar(tqdm):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options | {"file": io.StringIO()})
+
         def display(self, *_: Any, **__: Any) -> bool:
             return True
 
