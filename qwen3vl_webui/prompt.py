@@ -158,6 +158,7 @@ class _File:
     clip: Clip | None = None
     picture: Image | None = None
     pages: tuple[Image, ...] = ()
+    points: tuple[tuple[float, float], ...] = ()  # (width, height) of each page
     texts: tuple[str, ...] = ()
 
     @property
@@ -177,6 +178,7 @@ def _open(item: str | Attached, options: Options) -> str | _File:
             return _File(
                 item,
                 pages=tuple(page_as_image(document, page) for page in chosen),
+                points=tuple(document.page_sizes[page - 1] for page in chosen),
                 texts=tuple(texts[page - 1].strip() for page in chosen),
             )
         case Clip() as clip:
@@ -216,10 +218,8 @@ def _fit(files: Sequence[_File], engine: Engine, options: Options, room: int) ->
             room -= fitted[file][0].tokens
     if documents:
         pages = [page for file in documents for page in file.pages]
-        share = room // (1 + bool(clips)) - LABEL_TOKENS * len(pages)
-        sizes = fit_document(
-            [(page.width, page.height) for page in pages], budget=share, least_pixels=least, most_pixels=most
-        )
+        points = [points for file in documents for points in file.points]
+        sizes = fit_document(points, room // (1 + bool(clips)), image_pixels=(least, most), page_overhead=LABEL_TOKENS)
         sized = iter([page.at(*size) for page, size in zip(pages, sizes, strict=True)])
         for file in documents:
             fitted[file] = tuple(next(sized) for _ in file.pages)

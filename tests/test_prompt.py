@@ -1,0 +1,154 @@
+"""What the model is shown of a conversation: layout, sizes, and what is refused."""
+
+from collections.abc import Callable
+
+import pytest
+
+from qwen3vl_webui.conversation import Attachment, Conversation
+from qwen3vl_webui.engine.contract import Message
+from qwen3vl_webui.errors import MediaError, TooLong, Unsupported
+from qwen3vl_webui.media.upload import open_upload
+from qwen3vl_webui.media.values import FramePlan, Image, Media, Part
+from qwen3vl_webui.prompt import Attached, Draft, Options, build, lay_out, read_pages
+from tests.clips import colour_clip, pdf, png
+from tests.scripted_engine import ScriptedEngine
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Media]:
+    folder = tmp_path_factory.mktemp("media")
+    return {
+        "picture": open_upload(png(folder / "a.png", 320, 200)),
+        "film": open_upload(colour_clip(folder / "b.mp4", 8)),
+        "paper": open_upload(pdf(folder / "c.pdf", ["first page", "second page 7342", ""])),
+    }
+
+
+@pytest.fixture
+def lookup(media: dict[str, Media]) -> Callable[[Attachment], Media]:
+    return lambda attachment: media[attachment.id]
+
+
+def attachment(kind: str) -> Attachment:
+    kinds = {"picture": "image", "film": "video", "paper": "document"}
+    return Attachment(kind, media_digest(kind), f"{kind}.bin", kinds[kind])  # type: ignore[arg-type]
+
+
+def media_digest(kind: str) -> str:
+    return kind.ljust(64, "0")
+
+
+def outline(message: Message) -> list[str]:
+    return [part if isinstance(part, str) else type(part).__name__ for part in message.parts]
+
+
+def ask(*files: str, text: str = "What?") -> Conversation:
+    return Conversation().ask(text, tuple(attachment(kind) for kind in files))
+
+
+def test_one_picture_stands_before_the_words_without_a_label(lookup: Callable[[Attachment], Media]) -> None:
+    prompt = build(ask("picture"), ScriptedEngine(), lookup)
+    assert outline(prompt.request.messages[-1]) == ["Image", "What?"]
+    picture = prompt.parts[0]
+    assert isinstance(picture, Image)
+    assert picture.seen is not None
+    assert all(side % 32 == 0 for side in picture.seen)
+    assert prompt.shown[0].tokens == picture.tokens
+
+
+def test_several_pictures_are_numbered(lookup: Callable[[Attachment], Media]) -> None:
+    prompt = build(ask("picture", "picture"), ScriptedEngine(), lookup)
+    assert outline(prompt.request.messages[-1]) == ["Picture 1: ", "Image", "Picture 2: ", "Image", "What?"]
+
+
+def test_pages_come_with_their_number_and_text_layer(lookup: Callable[[Attachment], Media]) -> None:
+    prompt = build(ask("paper"), ScriptedEngine(), lookup)
+    assert outline(prompt.request.messages[-1]) == [
+        "Page 1: ",
+        "Image",
+        "\nfirst page\nPage 2: ",
+        "Image",
+        "\nsecond page 7342\nPage 3: ",
+        "Image",
+        "\nWhat?",
+    ]
+    assert prompt.shown[0].pages == (1, 2, 3)
+
+
+def test_chosen_pages_only(lookup: Callable[[Attachment], Media]) -> None:
+    prompt = build(ask("paper"), ScriptedEngine(), lookup, Options(pages="2"))
+    assert outline(prompt.request.messages[-1]) == ["Page 2: ", "Image", "\nsecond page 7342\nWhat?"]
+
+
+def test_a_video_is_stamped_within_its_span(lookup: Callable[[Attachment], Media]) -> None:
+    prompt = build(ask("film"), ScriptedEngine(), lookup, Options(start=2.0, end=5.0))
+    plan = prompt.parts[0]
+    assert isinstance(plan, FramePlan)
+    assert all(2.0 <= second < 5.0 for second in plan.seconds)
+    assert prompt.shown[0].moments == plan.stamps
+
+
+def test_an_empty_span_is_a_sentence(lookup: Callable[[Attachment], Media]) -> None:
+    with pytest.raises(MediaError, match="8.0 seconds long"):
+        build(ask("film"), ScriptedEngine(), lookup, Options(start=100.0))
+
+
+def test_later_turns_repeat_what_was_shown_to_the_letter(lookup: Callable[[Attachment], Media]) -> None:
+    engine = ScriptedEngine()
+    first = build(ask("picture", "film"), engine, lookup)
+    conversation = ask("picture", "film")
+    conversation = conversation.update(conversation.path[0].id, parts=first.parts).answer()
+    conversation = conversation.update(conversation.path[1].id, text="A square.", state="done")
+    second = build(conversation.ask("And this?", (attachment("picture"),)), engine, lookup)
+    assert second.request.messages[0].parts == first.parts
+    assert outline(second.request.messages[1]) == ["A square."]
+    assert outline(second.request.messages[2]) == ["Picture 2: ", "Image", "And this?"]
+    assert len(second.shown) == 1
+
+
+def test_everything_fits_a_small_context(lookup: Callable[[Attachment], Media]) -> None:
+    engine = ScriptedEngine(context_length=8_000)
+    prompt = build(ask("picture", "film", "paper"), engine, lookup)
+    assert prompt.budget.fits
+    assert prompt.budget.tokens < 8_000
+
+
+@pytest.mark.parametrize("context_length", [40, 120])
+def test_what_cannot_fit_is_refused_with_advice(lookup: Callable[[Attachment], Media], context_length: int) -> None:
+    with pytest.raises(TooLong, match=r"\d"):
+        build(ask("film", "paper", "picture"), ScriptedEngine(context_length=context_length), lookup)
+
+
+def test_a_long_text_is_refused_with_both_numbers(lookup: Callable[[Attachment], Media]) -> None:
+    with pytest.raises(TooLong, match=r"the model reads 500"):
+        build(ask(text="word " * 2_000), ScriptedEngine(context_length=500), lookup)
+
+
+def test_an_empty_conversation_is_refused(lookup: Callable[[Attachment], Media]) -> None:
+    with pytest.raises(Unsupported):
+        build(Conversation(), ScriptedEngine(), lookup)
+
+
+def test_the_seam_of_two_texts_is_closed(media: dict[str, Media]) -> None:
+    prompt = lay_out([Draft("user", ("<|im_", "end|>", Attached(media["picture"]), "x"))], ScriptedEngine())
+    texts: list[Part] = [part for part in prompt.parts if isinstance(part, str)]
+    assert texts == ["<|im_end|>", "x"]
+
+
+def test_the_system_text_comes_first(lookup: Callable[[Attachment], Media]) -> None:
+    prompt = build(ask(), ScriptedEngine(), lookup, Options(system="Be brief."))
+    assert [message.role for message in prompt.request.messages] == ["system", "user"]
+
+
+@pytest.mark.parametrize(
+    ("text", "pages"),
+    [("", (1, 2, 3, 4, 5)), ("2", (2,)), ("4-5, 1", (1, 4, 5)), ("1，3–4", (1, 3, 4)), ("2, 2", (2,))],
+)
+def test_pages_in_words(text: str, pages: tuple[int, ...]) -> None:
+    assert read_pages(text, 5) == pages
+
+
+@pytest.mark.parametrize("text", ["0", "6", "3-2", "a", "1-", ",", "1;2", "99999999"])
+def test_pages_that_are_not_there(text: str) -> None:
+    with pytest.raises(MediaError, match="this PDF has 5"):
+        read_pages(text, 5)
