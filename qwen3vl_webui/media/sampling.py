@@ -150,13 +150,18 @@ def choose(clip: Clip, times: FrameTimes, fps: float, most: int) -> list[tuple[f
         patches = [(float(t), float(on_screen(times.shown, t + step))) for t in starts]
         near_end = float(times.shown[np.searchsorted(times.shown, last - step - 1e-6)])
         return [*patches[:-1], (max(patches[-1][0], near_end), last)]
-    count = min(most, math.floor((last - first + 1e-6) / step) + 1)
-    if count == 1:
+    count = math.floor((last - first + 1e-6) / step) + 1
+    if min(count, most) == 1:
         middle = float(on_screen(times.shown, (first + last) / 2))
         return [(middle, middle)]
-    spacing = (last - first) / (count - 1)
-    moments = on_screen(times.shown, np.linspace(first, last, count))
-    moments[1:-1] = near_keyframes(clip, times, moments[1:-1], spacing)
+    if count > most:
+        moments = np.linspace(first, last, most)
+    else:
+        moments = first + np.arange(count) * step
+        beyond = last - moments[-1] > step / 2 and count < most
+        moments = np.append(moments if beyond else moments[:-1], last)
+    moments = on_screen(times.shown, moments)
+    moments[1:-1] = near_keyframes(clip, times, moments[1:-1], max(step, (last - first) / (most - 1)))
     return [(float(t), float(t)) for t in np.unique(moments)]
 
 
