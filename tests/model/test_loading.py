@@ -1,0 +1,254 @@
+"""Checkpoints become modules: dense and mixed, plain and quantized, with what the page must say about them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText, Qwen3VLTextConfig
+
+from qwen3vl_webui.errors import EngineError, Unsupported
+from qwen3vl_webui.model import loading
+from qwen3vl_webui.model.checkpoint import Progress
+from qwen3vl_webui.model.inputs import image_patches
+from qwen3vl_webui.model.loading import LoadedModel, load, pick_quantization, weight_bytes
+from tests.tiny import tiny_checkpoint, write_json
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def answers(loaded: LoadedModel) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of a short text and features of a picture."""
+    generator = torch.Generator().manual_seed(3)
+    pixels = torch.randint(0, 256, (64, 96, 3), generator=generator, dtype=torch.uint8).numpy()
+    ids = torch.arange(40, 80)[None]
+    with torch.no_grad():
+        hidden = loaded.text(input_ids=ids, use_cache=False).last_hidden_state
+        logits = loaded.lm_head(hidden)[0].float()
+        features = loaded.vision(image_patches(pixels, (96, 64)), grid_thw=torch.tensor([[1, 4, 6]]), return_dict=True)
+    return logits, features.pooler_output.float()
+
+
+@pytest.mark.parametrize(
+    "variant", [{}, {"tied": False, "thinking": True}, {"experts": 4}], ids=["tied", "untied", "experts"]
+)
+def test_the_modules_compute_what_the_stock_model_does(variant: dict[str, Any]) -> None:
+    folder = tiny_checkpoint(**variant)
+    loaded = load(str(folder), device="cpu")
+    stock = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    with torch.no_grad():
+        expected = stock(torch.arange(40, 80)[None]).logits[0]
+    torch.testing.assert_close(answers(loaded)[0], expected, rtol=1e-5, atol=1e-5)
+    assert (loaded.lm_head.weight is loaded.embed.weight) == variant.get("tied", True)
+    assert loaded.info.thinking == loaded.vocabulary.thinking == variant.get("thinking", False)
+    assert loaded.dtype == torch.float32 and loaded.device.type == "cpu"
+    assert not any(weight.requires_grad for weight in loaded.model.parameters()) and not loaded.model.training
+    assert loaded.eos_ids == {loaded.vocabulary.im_end, loaded.vocabulary.added["<|endoftext|>"]}
+
+
+def test_a_bfloat16_checkpoint_computes_in_float32_on_the_cpu(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "tiny")
+    weights = load_file(folder / "model.safetensors")
+    halved = {name: weight.bfloat16() for name, weight in weights.items()}
+    save_file(halved, folder / "model.safetensors", metadata={"format": "pt"})
+    write_json(folder / "config.json", dtype="bfloat16")
+    loaded = load(str(folder), device="cpu")
+    assert {weight.dtype for weight in loaded.model.parameters()} == {torch.float32}
+    name = "model.language_model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(dict(loaded.model.named_parameters())[name], halved[name].float())
+
+
+def test_loading_is_told_tensor_by_tensor() -> None:
+    told: list[Progress] = []
+    load(str(tiny_checkpoint()), device="cpu", progress=told.append)
+    stages = [progress.stage for progress in told]
+    assert stages[0] == "finding" and set(stages[1:]) == {"loading"}
+    done = [progress.done for progress in told[1:]]
+    assert done == sorted(done) and told[-1].done == told[-1].total > 100
+
+
+@pytest.mark.parametrize("error", [KeyError, RuntimeError])
+def test_what_the_listener_raises_stops_loading_and_comes_out(error: type[Exception]) -> None:
+    def listener(progress: Progress) -> None:
+        if progress.done == 5:
+            raise error("closing")
+
+    with pytest.raises(error, match="closing"):
+        load(str(tiny_checkpoint()), device="cpu", progress=listener)
+
+
+# What the page says
+
+
+def test_a_random_checkpoint_is_not_presented_as_an_answering_model(tmp_path: Path) -> None:
+    folder = tiny_checkpoint()
+    info = load(str(folder), device="cpu").info
+    assert not info.trained and not info.demo
+    assert (info.name, info.checkpoint, info.device, info.quantization) == (folder.name, str(folder), "cpu", "none")
+    assert info.context_length == 262_144
+    assert info.image_pixels == (65_536, 16_777_216) and info.frame_pixels == (4_096, 786_432)
+    own = tiny_checkpoint(tmp_path / "own")
+    config = json.loads((own / "config.json").read_text())
+    del config["qwen3vl_webui"]
+    (own / "config.json").write_text(json.dumps(config))
+    assert load(str(own), device="cpu").info.trained
+
+
+def test_the_bundled_demo_is_named_and_sets_its_own_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_checkpoint(tmp_path / "demo-model")
+    own = {
+        "trained": True,
+        "image_pixels": [1_024, 65_536],
+        "frame_pixels": [1_024, 16_384],
+        "sampling": {"temperature": 0.0, "max_tokens": 200},
+    }
+    write_json(folder / "config.json", qwen3vl_webui=own)
+    monkeypatch.setattr(loading, "DEMO_MODEL", folder)
+    monkeypatch.setattr("qwen3vl_webui.model.checkpoint.DEMO_MODEL", folder)
+    monkeypatch.setitem(loading.MODELS, "demo", str(folder))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for name in ("demo", "auto"):
+        info = load(name, context_length=4_096).info
+        assert (info.name, info.demo, info.trained, info.context_length) == ("demo", True, True, 4_096)
+        assert info.image_pixels == (1_024, 65_536) and info.frame_pixels == (1_024, 16_384)
+        assert info.sampling.temperature == info.sampling_text.temperature == 0.0
+        assert info.sampling.max_tokens == 200 and info.sampling.presence_penalty == 1.5
+    write_json(folder / "config.json", qwen3vl_webui={"sampling": {"heat": 1}})
+    with pytest.raises(Unsupported, match="heat"):
+        load("demo", device="cpu")
+
+
+def test_sampling_is_as_published_for_each_family() -> None:
+    instruct = load(str(tiny_checkpoint()), device="cpu").info
+    seen, text = instruct.sampling, instruct.sampling_text
+    assert (seen.temperature, seen.top_p, seen.top_k, seen.presence_penalty) == (0.7, 0.8, 20, 1.5)
+    assert (text.temperature, text.top_p, text.top_k, text.presence_penalty) == (1.0, 1.0, 40, 2.0)
+    assert (seen.max_tokens, text.max_tokens) == (16_384, 32_768)
+    generation = {"temperature": 1.0, "top_p": 0.95, "top_k": 20}
+    seen, text = loading.published_sampling(generation, {}, thinking=True, context_length=262_144)
+    assert seen == text
+    assert (seen.temperature, seen.top_p, seen.top_k, seen.presence_penalty) == (1.0, 0.95, 20, 0.0)
+    assert seen.max_tokens == 40_960
+    seen, _ = loading.published_sampling({}, {}, thinking=True, context_length=8_192)
+    assert (seen.temperature, seen.max_tokens) == (0.6, 2_048)
+
+
+# What can be wrong
+
+
+def test_weights_that_are_not_all_there_are_refused(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "tiny")
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.language_model.layers.2.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(EngineError, match="layers.2.mlp.up_proj"):
+        load(str(folder), device="cpu")
+
+
+@pytest.mark.parametrize("keep", [0, 4, 2_000, -1_000])
+def test_truncated_weights_are_a_sentence(tmp_path: Path, keep: int) -> None:
+    folder = tiny_checkpoint(tmp_path / "tiny")
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[:keep])
+    with pytest.raises(EngineError, match="damaged or incomplete"):
+        load(str(folder), device="cpu")
+
+
+def test_a_matrix_of_another_shape_is_a_sentence(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "tiny")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.language_model.layers.2.mlp.up_proj.weight"] = torch.zeros(3, 5)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(EngineError, match="damaged or incomplete"):
+        load(str(folder), device="cpu")
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "tiny")
+    write_json(folder / "config.json", image_token_id=7)
+    with pytest.raises(Unsupported, match="disagree"):
+        load(str(folder), device="cpu")
+
+
+def test_rope_types_not_done_here_are_refused(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "tiny")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["rope_parameters"] |= {"rope_type": "dynamic", "factor": 4.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(Unsupported, match="dynamic"):
+        load(str(folder), device="cpu")
+
+
+def test_an_unknown_quantization_is_refused() -> None:
+    with pytest.raises(Unsupported, match="2bit"):
+        load(str(tiny_checkpoint()), quantization="2bit")  # type: ignore[arg-type]
+
+
+# Quantization
+
+
+@pytest.mark.parametrize("quantization, most_error", [("8bit", 0.2), ("4bit", 0.8)])
+@pytest.mark.parametrize("tied", [True, False])
+def test_quantized_text_keeps_vision_and_head_plain(
+    quantization: Any, most_error: float, tied: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    plain = load(str(tiny_checkpoint(tied=tied)), device="cpu")
+    with caplog.at_level(logging.INFO):
+        loaded = load(str(tiny_checkpoint(tied=tied)), device="cpu", quantization=quantization)
+        logits, features = answers(loaded)
+    kind = Linear8bitLt if quantization == "8bit" else Linear4bit
+    quantized = {name for name, module in loaded.model.named_modules() if isinstance(module, kind)}
+    assert len(quantized) == 4 * 7  # every linear of every text layer
+    assert all(name.startswith("model.language_model.layers.") for name in quantized)
+    assert type(loaded.lm_head) is torch.nn.Linear and type(loaded.embed) is torch.nn.Embedding
+    assert loaded.info.quantization == quantization
+    expected_logits, expected_features = answers(plain)
+    assert torch.equal(features, expected_features)
+    error = (logits - expected_logits).norm() / expected_logits.norm()
+    assert 0 < error < most_error
+    assert not [record for record in caplog.records if "will be cast" in record.message]
+
+
+def test_a_quantized_vision_tower_or_head_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    for skipped in (["lm_head"], ["model.visual"]):  # either alone leaves the other quantized
+        monkeypatch.setattr(
+            loading,
+            "quantization_config",
+            lambda *_, skipped=skipped: __import__("transformers").BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=skipped
+            ),
+        )
+        with pytest.raises(EngineError, match="was quantized"):
+            load(str(tiny_checkpoint(tied=False)), device="cpu", quantization="4bit")
+
+
+def test_experts_cannot_be_quantized_and_auto_knows() -> None:
+    folder = str(tiny_checkpoint(experts=4))
+    with pytest.raises(Unsupported, match="experts"):
+        load(folder, device="cpu", quantization="4bit")
+    assert load(folder, device="cpu").info.quantization == "none"
+
+
+def test_auto_takes_the_least_quantization_that_leaves_room() -> None:
+    folder = tiny_checkpoint()
+    everything, quantizable = weight_bytes(folder)
+    assert everything == sum(weight.nbytes for weight in load_file(folder / "model.safetensors").values())
+    layers = 4 * 64 * (128 + 64 + 64 + 128 + 3 * 128) * 4  # q, k, v, o and the three of the MLP, in float32
+    assert quantizable == layers
+    config = Qwen3VLTextConfig(num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=32)
+    room = loading.OVERHEAD + 32_768 * (2 * 4 * 2 * 32 * 2)
+    assert pick_quantization(folder, config, None) == "none"
+    assert pick_quantization(folder, config, int(room + everything + 1)) == "none"
+    assert pick_quantization(folder, config, int(room + everything - 1)) == "8bit"
+    assert pick_quantization(folder, config, int(room + everything - 0.6 * quantizable)) == "4bit"
+    assert pick_quantization(folder, config, 0) == "4bit"
