@@ -32,6 +32,14 @@ MOST_PIXELS = 8192 * 8192
 LONGEST_SIDE = 8192
 LARGEST_FILE = 8 << 30  # bytes
 LONGEST_CLIP = 12 * 3600.0  # seconds
+STARTS = {  # how the containers above begin: offset, bytes
+    4: (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"),
+    8: (b"AVI ",),
+    0: (b"\x1a\x45\xdf\xa3", b"\x47", b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3", b"FLV", b"OggS", b"\x30\x26\xb2\x75"),
+}
+SOUND_STARTS = (b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf1", b"\xff\xf9", b"fLaC")
+NO_PICTURE = "This file has sound but no picture: upload a video, or its transcript as text."
+REFUSED = f"This kind of file is not read as video: {READ} are."
 CUT_OFF = "This video is cut off: its index is missing, so upload the whole file again."
 DAMAGED = "This video is damaged and cannot be read: try to play it elsewhere and save it again as MP4."
 
@@ -45,12 +53,15 @@ def open_container(file: BinaryIO) -> InputContainer:
         raise MediaError("This file is empty.")
     if size > LARGEST_FILE:
         raise MediaError(f"This video is {size / (1 << 30):.1f} GB: at most {LARGEST_FILE >> 30} GB are read.")
+    if head.startswith(SOUND_STARTS) or head[8:] == b"WAVE":
+        raise MediaError(NO_PICTURE)
     try:
         return av.open(file, "r", options=OPTIONS, timeout=20)
     except av.ArgumentError as error:  # "Format not on whitelist"
-        raise MediaError(f"This kind of file is not read as video: {READ} are.") from error
-    except (av.FFmpegError, OSError, EOFError, ValueError) as error:
-        raise MediaError(CUT_OFF if head[4:8] == b"ftyp" else DAMAGED) from error
+        raise MediaError(REFUSED) from error
+    except (av.FFmpegError, OSError, ValueError) as error:
+        known = any(head[at:].startswith(starts) for at, starts in STARTS.items())
+        raise MediaError(CUT_OFF if head[4:8] == b"ftyp" else DAMAGED if known else REFUSED) from error
 
 
 def picture_stream(container: InputContainer) -> VideoStream:
@@ -59,7 +70,7 @@ def picture_stream(container: InputContainer) -> VideoStream:
     streams = [stream for stream in pictures if not stream.disposition & Disposition.attached_pic]
     if not streams:
         if any(stream.type == "audio" for stream in container.streams):
-            raise MediaError("This file has sound but no picture: upload a video, or its transcript as text.")
+            raise MediaError(NO_PICTURE)
         if pictures:
             raise MediaError("This file has only a cover picture and no video: upload the picture itself.")
         raise MediaError("This file has no picture in it: upload a video.")
