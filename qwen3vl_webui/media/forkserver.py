@@ -3,6 +3,8 @@
 It holds no secrets, no threads and no model, has imported every decoder and used each once (after confinement no
 import works), and never touches an upload itself: it receives open descriptors and hands them to a fresh child.
 
+Where there is no fork it runs one job and ends (`run_alone`).
+
 One message on the control socket is one job: JSON of {function, limits, stream} with the descriptors channel, status,
 input and, where a result is written to a file, target. The server answers on `status`: one byte when the child runs,
 then the four bytes of its wait status. When the other side of `status` closes, the child is killed.
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import encodings
+import errno
 import gc
 import importlib
 import io
@@ -114,7 +117,8 @@ def _child(request: dict[str, Any], channel: int, files: list[int], null: int, s
         for descriptor in (0, 1, 2):  # decoders print; until here an error of ours goes to the server's log
             os.dup2(null, descriptor)
         os.close(null)
-        answer(function, socket.socket(fileno=channel), files, request["stream"])
+        with socket.socket(fileno=channel) as opened, opened.makefile("rb") as reader:
+            answer(function, reader, opened, open_files(files), request["stream"])
         code = 0
     except BaseException:
         traceback.print_exc()
@@ -131,17 +135,26 @@ def find(name: str) -> Callable[..., Any]:
     return found
 
 
-def answer(function: Callable[..., Any], channel: socket.socket, files: list[int], stream: bool) -> None:
-    """Read the arguments from `channel`, run `function` and write what it returns or yields, or why it failed."""
-    with channel.makefile("rb") as reader:
-        _, size = wire.HEADER.unpack(reader.read(wire.HEADER.size))
-        arguments = wire.decode(reader.read(size))
-    opened: list[BinaryIO] = [os.fdopen(files[0], "rb"), *(os.fdopen(file, "w+b") for file in files[1:])]
+def open_files(files: list[int] | list[str]) -> list[BinaryIO]:
+    """The input, then the target where there is one."""
+    return [open(files[0], "rb"), *(open(file, "w+b") for file in files[1:])]
+
+
+def answer(
+    function: Callable[..., Any],
+    reader: BinaryIO,
+    channel: socket.socket | BinaryIO,
+    files: list[BinaryIO],
+    stream: bool,
+) -> None:
+    """Read the arguments, run `function` and write what it returns or yields to `channel`, or why it failed."""
+    _, size = wire.HEADER.unpack(reader.read(wire.HEADER.size))
+    arguments = wire.decode(reader.read(size))
     try:
-        result = function(*opened, *arguments)
+        result = function(*files, *arguments)
         for value in result if stream else (result,):
             wire.write_message(channel, wire.VALUE, value)
-        for target in opened[1:]:
+        for target in files[1:]:
             target.flush()
             os.fsync(target.fileno())
     except BrokenPipeError:  # nobody reads any more
@@ -152,6 +165,18 @@ def answer(function: Callable[..., Any], channel: socket.socket, files: list[int
         wire.write_message(channel, wire.DONE)
 
 
+def run_alone() -> None:
+    """One job where nothing can be forked: its description is the first line of stdin, its results go to stdout."""
+    reader, results = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (1, 2):  # decoders print
+        os.dup2(null, descriptor)
+    request = json.loads(reader.readline())
+    files = open_files(request["files"])
+    confinement.limit(Limits(**request["limits"]))
+    answer(find(request["function"]), reader, results, files, request["stream"])
+
+
 def describe(error: Exception) -> dict[str, str]:
     """What the parent needs to make a sentence: its own for a MediaError, else a kind; `detail` is for the log."""
     if isinstance(error, MediaError):
@@ -159,7 +184,7 @@ def describe(error: Exception) -> dict[str, str]:
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, MemoryError) or "malloc" in text or "Cannot allocate memory" in text:
         kind = "memory"
-    elif isinstance(error, OSError) and error.errno == 27:  # EFBIG
+    elif isinstance(error, OSError) and error.errno in (errno.EFBIG, errno.ENOSPC):
         kind = "room"
     else:
         kind = "damaged"
@@ -220,6 +245,9 @@ def warm() -> None:
 
 
 if __name__ == "__main__":
-    opened = socket.socket(fileno=int(sys.argv[1]))
-    warm()
-    serve(opened)
+    if sys.argv[1] == "alone":
+        run_alone()
+    else:
+        opened = socket.socket(fileno=int(sys.argv[1]))
+        warm()
+        serve(opened)

@@ -75,9 +75,9 @@ def judge(file: BinaryIO) -> dict[str, Any]:
         return {"kind": "image", "size": picture}
     if has_pdf_header(file):
         return {"kind": "document", "page_sizes": document.probe_pdf(file)}
+    refuse_foreign(head)
     if head.startswith(PICTURE_MARKS):
         raise MediaError(image.CUT_OFF)
-    refuse_foreign(head)
     return {"kind": "video"}
 
 

@@ -181,3 +181,5 @@ def write_message(channel: socket.socket | BinaryIO, kind: bytes, value: Any = N
         send(piece)
         small = bytearray()
     send(small)
+    if not isinstance(channel, socket.socket):
+        channel.flush()
