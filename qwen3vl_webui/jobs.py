@@ -148,7 +148,7 @@ class Job:
             self._end_of_thinking()
         self._news()
         if self._saved is None or now - self._saved >= SAVE_SECONDS:
-            self._save()
+            self._save(self.snapshot())
 
     def _end_of_thinking(self) -> None:
         with self._lock:
@@ -157,8 +157,7 @@ class Job:
                 self._progress = replace(self._progress, thinking_seconds=seconds)
                 self._thinking_since = None
 
-    def _save(self) -> None:
-        progress = self.snapshot()
+    def _save(self, progress: Progress) -> None:
         turn = replace(
             self._turn,
             text=progress.text,
@@ -174,26 +173,30 @@ class Job:
     def _end(self, state: State, note: str = "", statistics: dict[str, Any] | None = None) -> None:
         """Commits the last state before anyone is told of it."""
         self._end_of_thinking()
-        with self._lock:
-            self._progress = replace(self._progress, state=state, note=note, statistics=statistics or {})
+        progress = replace(self.snapshot(), state=state, note=note, statistics=statistics or {})
         try:
-            self._save()
+            self._save(progress)
         except NotFound:
             pass  # the conversation was deleted meanwhile: nothing is left to write to
         except UserError as error:
-            with self._lock:
-                self._progress = replace(self._progress, state="failed", note=error.sentence)
-        self.finished = time.monotonic()
-        self._news()
+            progress = replace(progress, state="failed", note=error.sentence)
+        with self._lock:
+            self._progress = progress
+            self.finished = time.monotonic()
+            self._tell()
 
     def _news(self, **changes: Any) -> None:
         with self._lock:
             self._progress = replace(self._progress, **changes)
-            self._version += 1
-            watchers, self._watchers = self._watchers, set()
-            for loop, future in watchers:
-                with suppress(RuntimeError):  # that event loop is closed: nobody waits there any more
-                    loop.call_soon_threadsafe(resolve, future, self._version)
+            self._tell()
+
+    def _tell(self) -> None:
+        """Wakes every watcher; the lock is held."""
+        self._version += 1
+        watchers, self._watchers = self._watchers, set()
+        for loop, future in watchers:
+            with suppress(RuntimeError):  # that event loop is closed: nobody waits there any more
+                loop.call_soon_threadsafe(resolve, future, self._version)
 
 
 def resolve(future: asyncio.Future[int], version: int) -> None:

@@ -41,22 +41,25 @@ class PlayableCopies:
         self._worker: threading.Thread | None = None
 
     def state(self, clip: Clip) -> Playing:
-        """Begins to make the copy when one is needed."""
+        """Begins to make the copy when one is needed. Blocks while a file is looked into for the first time."""
+        known = self._states.get(clip.digest)
+        if known is not None and known.play != "ready":
+            return known
+        if self._store.playable_path(clip.digest).exists():
+            return Playing("ready", 1.0)
+        as_is = known is None and how_to_play(clip) == "as_is"
         with self._lock:
-            known = self._states.get(clip.digest)
-            if known is not None and known.play != "ready":
-                return known
-            if self._store.playable_path(clip.digest).exists():
-                return Playing("ready", 1.0)
-            if known is None and how_to_play(clip) == "as_is":
-                self._states[clip.digest] = Playing("as_is", 1.0)
-            else:
-                self._states[clip.digest] = Playing("making")
-                self._waiting.put(clip)
-                if self._worker is None:
-                    self._worker = threading.Thread(target=self._work, name="playable", daemon=True)
-                    self._worker.start()
+            if self._states.get(clip.digest) is known:  # else another thread was faster
+                self._states[clip.digest] = Playing("as_is", 1.0) if as_is else Playing("making")
+                if not as_is:
+                    self._begin(clip)
             return self._states[clip.digest]
+
+    def _begin(self, clip: Clip) -> None:
+        self._waiting.put(clip)
+        if self._worker is None:
+            self._worker = threading.Thread(target=self._work, name="playable", daemon=True)
+            self._worker.start()
 
     def close(self) -> None:
         """Cancels the copy in work; what is half made is removed."""
