@@ -1,0 +1,208 @@
+"""Cases -> padded tensors, in the product's token layout; and a process that draws them ahead of the training."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+
+from training.cases import Branch, Case, Exchange, Level, Moment, Still, make_case, with_few_sizes
+from training.network import Batch, Pictures, patches_of, picture_positions
+
+
+@dataclass
+class Row:
+    """One encoded case. `visuals` are (first token, pixels, in order); `asked` names each exchange by its number."""
+
+    ids: list[int]
+    positions: list[tuple[int, int, int]]
+    segments: list[int]
+    targets: list[int]
+    exchanges: list[int]  # of each token with a target: which exchange it belongs to
+    visuals: list[tuple[int, np.ndarray]]
+    asked: list[Exchange]
+
+
+class Encoder:
+    """Case -> Row with one tokenizer."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.encode = functools.lru_cache(maxsize=50_000)(self._encode)
+        self.start, self.end, self.image, self.video, self.turn_end = (
+            tokenizer.convert_tokens_to_ids(name)
+            for name in ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "<|im_end|>")
+        )
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def row(self, case: Case) -> Row:
+        row = Row([], [], [], [], [], [], [])
+        place = self._text(row, "<|im_start|>user\n", 0, 0)
+        for part in case.context:
+            place = self._text(row, part, place, 0) if isinstance(part, str) else self._picture(row, part, place)
+        for segment, branch in enumerate(case.branches, 1):
+            self._branch(row, branch, place, segment)
+        return row
+
+    def _text(self, row: Row, text: str, place: int, segment: int, exchange: int | None = None) -> int:
+        ids = self.encode(text)
+        row.ids += ids
+        row.positions += [(p, p, p) for p in range(place, place + len(ids))]
+        row.segments += [segment] * len(ids)
+        row.targets += [-100] * len(ids) if exchange is None else ids
+        if exchange is not None:
+            row.exchanges += [exchange] * len(ids)
+        return place + len(ids)
+
+    def _picture(self, row: Row, part: Still | Moment, place: int) -> int:
+        pad = self.image
+        if isinstance(part, Moment):
+            place = self._text(row, f"<{part.seconds:.1f} seconds>", place, 0)
+            pad = self.video
+        rows, columns = part.pixels.shape[0] // 32, part.pixels.shape[1] // 32
+        axes, after = picture_positions(place + 1, rows, columns)
+        row.visuals.append((len(row.ids) + 1, part.pixels))
+        count = rows * columns
+        row.ids += [self.start, *[pad] * count, self.end]
+        row.positions += [(place,) * 3, *zip(*axes, strict=True), (after,) * 3]  # type: ignore[list-item]
+        row.segments += [0] * (count + 2)
+        row.targets += [-100] * (count + 2)
+        return after + 1
+
+    def _branch(self, row: Row, branch: Branch, place: int, segment: int) -> None:
+        for turn, exchange in enumerate(branch):
+            opening = "\n<|im_start|>user\n" if turn else ""
+            place = self._text(row, opening + exchange.question + "<|im_end|>\n<|im_start|>assistant\n", place, segment)
+            place = self._text(row, exchange.answer + "<|im_end|>", place, segment, len(row.asked))
+            row.asked.append(exchange)
+
+
+@dataclass
+class Packed:
+    """A batch as arrays, cheap to send between processes, with what was asked."""
+
+    ids: np.ndarray
+    positions: np.ndarray
+    segments: np.ndarray
+    targets: np.ndarray
+    pictures: list[np.ndarray]  # per size: [pictures, height, width, 3] uint8
+    visual_index: np.ndarray
+    feature_index: np.ndarray
+    exchanges: np.ndarray  # per target: index into `asked`
+    asked: list[Exchange]
+
+    def batch(self, device: str = "cpu") -> Batch:
+        """Targets are shifted here: position i predicts token i + 1."""
+        pictures = tuple(
+            Pictures(patches_of(torch.from_numpy(p).to(device)), p.shape[1] // 32, p.shape[2] // 32)
+            for p in self.pictures
+        )
+        ids, positions, segments, targets, places, features = (
+            torch.from_numpy(array).to(device)
+            for array in (
+                self.ids, self.positions, self.segments, self.targets, self.visual_index, self.feature_index
+            )
+        )
+        shifted = torch.full_like(targets, -100)
+        shifted[:, :-1] = targets[:, 1:]
+        return Batch(ids, positions, segments, shifted, pictures, places, features)
+
+
+def pack(rows: Sequence[Row], pad: int) -> Packed:
+    length = max(len(row.ids) for row in rows)
+    count = len(rows)
+    ids = np.full((count, length), pad, np.int64)
+    positions = np.zeros((3, count, length), np.int64)
+    segments = np.full((count, length), -1, np.int64)
+    targets = np.full((count, length), -100, np.int64)
+    by_size: dict[tuple[int, int], list[np.ndarray]] = {}
+    shown: list[tuple[tuple[int, int], int, int]] = []  # of each picture in the rows: size, number in it, first place
+    exchanges: list[int] = []
+    asked: list[Exchange] = []
+    for number, row in enumerate(rows):
+        end = len(row.ids)
+        ids[number, :end] = row.ids
+        positions[:, number, :end] = np.asarray(row.positions).T
+        segments[number, :end] = row.segments
+        targets[number, :end] = row.targets
+        exchanges += [len(asked) + one for one in row.exchanges]
+        asked += row.asked
+        known: dict[int, int] = {}  # a scene that stays is one array: encoded once
+        for first, pixels in row.visuals:
+            size = (pixels.shape[0], pixels.shape[1])
+            if id(pixels) not in known:
+                known[id(pixels)] = len(by_size.setdefault(size, []))
+                by_size[size].append(pixels)
+            shown.append((size, known[id(pixels)], number * length + first))
+    begins, begin = {}, 0
+    for size, images in by_size.items():
+        begins[size] = begin
+        begin += len(images) * size[0] * size[1] // 1024
+    places, features = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for size, picture, first in shown:
+        cells = np.arange(size[0] * size[1] // 1024)
+        places.append(cells + first)
+        features.append(cells + begins[size] + picture * len(cells))
+    pictures = [np.stack(images) for images in by_size.values()]
+    visual_index, feature_index = np.concatenate(places), np.concatenate(features)
+    return Packed(ids, positions, segments, targets, pictures, visual_index, feature_index, np.asarray(exchanges), asked)
+
+
+def batches_of(rows: Sequence[Row], most_tokens: int, pad: int) -> Iterator[Packed]:
+    """Rows of like length together, at most about `most_tokens` padded tokens each."""
+    group: list[Row] = []
+    for row in sorted(rows, key=lambda row: len(row.ids)):
+        if group and (len(group) + 1) * len(row.ids) > most_tokens:
+            yield pack(group, pad)
+            group = []
+        group.append(row)
+    if group:
+        yield pack(group, pad)
+
+
+def step_cases(seed: str, level: Level, most_tokens: int, encoder: Encoder) -> list[Row]:
+    """A mixed handful of cases of at most about `most_tokens` tokens."""
+    random = Random(seed)
+    level = with_few_sizes(level, random)
+    kinds, shares = zip(*level.kinds, strict=True)
+    rows: list[Row] = []
+    total = 0
+    while total < most_tokens:
+        row = encoder.row(make_case(random.choices(kinds, shares)[0], level, random))
+        if rows and total + len(row.ids) > most_tokens * 1.15:
+            break
+        rows.append(row)
+        total += len(row.ids)
+    return rows
+
+
+def draw_ahead(tokenizer: Any, plan: Any, first_step: int, *, ahead: int = 6) -> tuple[Any, Any]:
+    """A process that draws the steps from `first_step` on; `plan(step)` gives (seed, levels, step tokens, batch tokens).
+
+    Returns (process, queue); the queue gives lists of Packed.
+    """
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue(maxsize=ahead)
+    process = context.Process(target=_draw, args=(tokenizer, plan, first_step, queue), daemon=True)
+    process.start()
+    return process, queue
+
+
+def _draw(tokenizer: Any, plan: Any, step: int, queue: Any) -> None:
+    torch.set_num_threads(1)
+    encoder = Encoder(tokenizer)
+    while True:
+        seed, levels, step_tokens, batch_tokens = plan(step)
+        rows: list[Row] = []
+        for number, (level, share) in enumerate(levels):
+            rows += step_cases(f"{seed}:{step}:{number}", level, round(step_tokens * share), encoder)
+        queue.put(list(batches_of(rows, batch_tokens, tokenizer.pad_token_id)))
+        step += 1

@@ -1,0 +1,577 @@
+"""Training and test cases: a context (pictures, a video, the pages of a PDF, or nothing) and questions about it.
+
+Each branch is a chat of one or more turns about the context; branches do not see each other. The layout of the texts
+around the pictures is the product's (`qwen3vl_webui/prompt.py`).
+"""
+
+from __future__ import annotations
+
+import math
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+import numpy as np
+
+from training import questions as q
+from training.scenes import Scene, any_name, draw_text, draw_things, empty
+from training.words import PRINTED
+
+
+@dataclass(frozen=True)
+class Exchange:
+    skill: str
+    language: str
+    question: str
+    answer: str
+
+
+Branch = tuple[Exchange, ...]
+
+
+@dataclass(frozen=True)
+class Still:
+    """A picture or page in the prompt."""
+
+    pixels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One temporal patch of a video, the same frame twice."""
+
+    seconds: float
+    pixels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Case:
+    context: tuple[str | Still | Moment, ...]
+    branches: tuple[Branch, ...]
+
+
+@dataclass(frozen=True)
+class Level:
+    """How hard the cases are; the curriculum's knob. Shares of kinds need not sum to 1."""
+
+    kinds: tuple[tuple[str, float], ...]
+    picture_pixels: tuple[int, int] = (4096, 9216)
+    frame_pixels: tuple[int, int] = (4096, 6144)
+    moments: tuple[int, int] = (1, 4)
+    pages: tuple[int, int] = (1, 4)
+    longest_text: int = 4
+    branches: int = 6
+    wear: float = 0.5
+    runs: float = 0.3  # how often things stay for several moments
+    turns: float = 0.15  # how often a branch goes on for a second turn
+    picture_sizes: tuple[tuple[int, int], ...] = ()  # (width, height) to choose from; empty: any within the pixels
+    frame_sizes: tuple[tuple[int, int], ...] = ()
+    page_sizes: tuple[tuple[int, int], ...] = ()
+
+
+def fit(aspect: float, pixels: int) -> tuple[int, int]:
+    """(width, height), multiples of 32, near the aspect and not above the pixels."""
+    width = max(64, math.floor(math.sqrt(pixels * aspect) / 32 + 0.25) * 32)
+    height = max(64, math.floor(math.sqrt(pixels / aspect) / 32 + 0.25) * 32)
+    while width * height > pixels and max(width, height) > 64:
+        if width >= height:
+            width -= 32
+        else:
+            height -= 32
+    return width, height
+
+
+def with_few_sizes(level: Level, random: Random) -> Level:
+    """The same level with a handful of sizes, so that a batch goes through the vision tower in few calls."""
+    return replace(
+        level,
+        picture_sizes=tuple(picture_size(level, random) for _ in range(3)),
+        frame_sizes=tuple(frame_size(level, random) for _ in range(2)),
+        page_sizes=(page_size(level, random),),
+    )
+
+
+def page_size(level: Level, random: Random) -> tuple[int, int]:
+    if level.page_sizes:
+        return random.choice(level.page_sizes)
+    least, most = level.picture_pixels
+    pixels = most if random.random() < 0.5 else random.randint(least, most)
+    return fit(random.choice((0.707, 0.707, 0.773, 1.333, 1.778)), max(4096, pixels))
+
+
+def picture_size(level: Level, random: Random) -> tuple[int, int]:
+    if level.picture_sizes:
+        return random.choice(level.picture_sizes)
+    aspect = random.choice((1, 1, 1, 4 / 3, 3 / 2, 16 / 9, 3 / 4, 2 / 3))
+    least, most = level.picture_pixels
+    pixels = most if random.random() < 0.4 else round(math.exp(random.uniform(math.log(least), math.log(most))))
+    return fit(aspect, max(pixels, 4096))
+
+
+def frame_size(level: Level, random: Random) -> tuple[int, int]:
+    if level.frame_sizes:
+        return random.choice(level.frame_sizes)
+    aspect = random.choice((1, 4 / 3, 16 / 9, 16 / 9, 9 / 16))
+    least, most = level.frame_pixels
+    return fit(aspect, random.choice((least, most, most, random.randint(least, most))))
+
+
+def printed(random: Random, longest: int) -> str:
+    kind = random.random()
+    if kind < 0.4:
+        return "".join(random.choice(string.digits) for _ in range(random.randint(min(2, longest), longest)))
+    if kind < 0.75:
+        word = random.choice(PRINTED)
+        if len(word) > longest:
+            word = word[:longest]
+        return random.choice((word, word.upper(), word.upper(), word.capitalize()))
+    letters = string.ascii_uppercase if random.random() < 0.7 else string.ascii_lowercase
+    if random.random() < 0.3:
+        letters += string.digits
+    return "".join(random.choice(letters) for _ in range(random.randint(1, longest)))
+
+
+def ask(skill: str, random: Random, language: str, answer: str, **fields: object) -> Exchange:
+    return Exchange(skill, language, random.choice(q.ASK[skill][language]).format(**fields), answer)
+
+
+def called(name: tuple[str, str], language: str, random: Random) -> str:
+    """A thing as a person calls it: mostly as the answers do."""
+    colour, shape = name
+    if language == "en":
+        return f"{colour} {shape}"
+    if random.random() < 0.7:
+        return q.thing(colour, shape, language)
+    return q.COLOURS[colour][0] + random.choice(("", "的")) + random.choice(q.SHAPES[shape][1])
+
+
+def called_text(text: str, language: str, random: Random, *, with_word: bool = True) -> str:
+    quote = random.choice(('"{}"', "“{}”", "{}", "'{}'")) if language == "en" else random.choice(("“{}”", "{}", '"{}"'))
+    if not with_word:
+        return quote.format(text)
+    number = text.isdigit()
+    if language == "en":
+        return random.choice(("number " if number else "word ", "text ", "")) + quote.format(text)
+    return random.choice(("数字" if number else "单词", "文字", "")) + quote.format(text)
+
+
+def other_name(taken: Sequence[tuple[str, str]], random: Random) -> tuple[str, str]:
+    """A thing that is not there, often nearly one that is."""
+    while True:
+        name = any_name(random)
+        if taken and random.random() < 0.6:
+            colour, shape = random.choice(list(taken))
+            name = (colour, name[1]) if random.random() < 0.5 else (name[0], shape)
+        if name not in taken:
+            return name
+
+
+def other_text(taken: Sequence[str], random: Random, longest: int) -> str:
+    while True:
+        text = printed(random, longest)
+        if taken and random.random() < 0.3:
+            base = random.choice(list(taken))
+            spot = random.randrange(len(base))
+            pool = string.digits if base[spot].isdigit() else string.ascii_uppercase
+            text = base[:spot] + random.choice(pool) + base[spot + 1 :]
+        if text.lower() not in {one.lower() for one in taken}:
+            return text
+
+
+def refusal(random: Random, language: str) -> Exchange:
+    return Exchange("refuse", language, random.choice(q.REFUSED[language]), q.REFUSAL[language])
+
+
+def picture_exchange(scene: Scene, random: Random, language: str) -> Exchange:
+    """One question about one picture of things or of a word."""
+    if scene.text:
+        if random.random() < 0.9:
+            return ask("read", random, language, q.read_answer(scene.text, language))
+        return refusal(random, language) if random.random() < 0.3 else absent_in(scene, random, language)
+    things = scene.things
+    names = [one.name for one in things]
+    distinct = len(set(names)) == len(names)
+    skill = random.choices(
+        ("name", "is", "colour", "shape", "count", "where", "absent", "refuse"), (3, 1, 1, 1, 3, 3, 1, 0.3)
+    )[0]
+    if skill == "name" and distinct and 1 <= len(names) <= 3:
+        return ask("name", random, language, q.name_answer(names, language))
+    if skill == "colour":
+        shapes = [shape for _, shape in names]
+        single = [name for name in names if shapes.count(name[1]) == 1]
+        if single:
+            colour, shape = random.choice(single)
+            word = shape if language == "en" else random.choice(q.SHAPES[shape][1])
+            return ask("colour", random, language, q.colour_answer(colour, shape, language), shape=word)
+    if skill == "shape":
+        colours = [colour for colour, _ in names]
+        single = [name for name in names if colours.count(name[0]) == 1]
+        if single:
+            name = random.choice(single)
+            word = name[0] if language == "en" else q.COLOURS[name[0]][0]
+            return ask("shape", random, language, q.name_answer([name], language), colour=word)
+    if skill == "is" and names:
+        name = random.choice(names)
+        word = {"colour": name[0], "shape": name[1]}
+        if language == "zh":
+            word = {"colour": q.COLOURS[name[0]][0], "shape": random.choice(q.SHAPES[name[1]][1])}
+        return ask("is", random, language, q.is_answer(q.thing(*name, language), language), **word)
+    if skill == "count" and names:
+        colour, shape = random.choice(names)
+        kind = random.random()
+        if kind < 0.3:
+            colour = ""
+        elif kind < 0.4:
+            shape = ""
+        elif kind < 0.55:
+            colour, shape = "", ""
+        number = sum((not colour or a == colour) and (not shape or b == shape) for a, b in names)
+        word = q.thing(colour, shape, language, plural=True)
+        if language == "zh" and shape and random.random() < 0.3:
+            word = (q.COLOURS[colour][0] if colour else "") + random.choice(q.SHAPES[shape][1])
+        return ask("count", random, language, q.count_answer(number, colour, shape, language), things=word)
+    if skill == "where":
+        single = [one for one in things if names.count(one.name) == 1]
+        if single:
+            one = random.choice(single)
+            label = q.thing(*one.name, language)
+            return ask("where", random, language, q.where_answer(one.box, label), thing=called(one.name, language, random))
+    if skill == "refuse":
+        return refusal(random, language)
+    return absent_in(scene, random, language)
+
+
+def absent_in(scene: Scene, random: Random, language: str) -> Exchange:
+    name = other_name([one.name for one in scene.things], random)
+    what = called(name, language, random)
+    answer = q.absent_answer(q.thing(*name, language), language)
+    skill = random.choice(("where", "count", "is"))
+    if skill == "where":
+        exchange = ask("where", random, language, answer, thing=what)
+    elif skill == "count":
+        things = what if language == "zh" else q.thing(*name, language, plural=True)
+        exchange = ask("count", random, language, answer, things=things)
+    else:
+        colour, shape = name if language == "en" else (q.COLOURS[name[0]][0], random.choice(q.SHAPES[name[1]][1]))
+        exchange = ask("is", random, language, answer, colour=colour, shape=shape)
+    return Exchange("absent", language, exchange.question, exchange.answer)
+
+
+def language_of(random: Random) -> str:
+    return "en" if random.random() < 0.5 else "zh"
+
+
+def branches_of(make, level: Level, random: Random) -> tuple[Branch, ...]:  # type: ignore[no-untyped-def]
+    """Chats about one context: `make(random, language)` gives one exchange."""
+    branches = []
+    for _ in range(level.branches):
+        language = language_of(random)
+        turns = [make(random, language)]
+        while len(turns) < 3 and random.random() < level.turns:
+            turns.append(make(random, language))
+        branches.append(tuple(turns))
+    return tuple(branches)
+
+
+def random_scene(width: int, height: int, level: Level, random: Random) -> Scene:
+    if random.random() < 0.3:
+        count = random.randint(2, 6)
+        pool = [any_name(random) for _ in range(random.randint(1, 3))]
+        names = [random.choice(pool) for _ in range(count)]
+    else:
+        count = random.choices((1, 2, 3), (4, 3, 3))[0]
+        names = []
+        while len(names) < count:
+            name = any_name(random)
+            if name not in names:
+                names.append(name)
+    return draw_things(names, width, height, random, wear=level.wear)
+
+
+def picture_case(level: Level, random: Random) -> Case:
+    width, height = picture_size(level, random)
+    scene = random_scene(width, height, level, random)
+    branches = branches_of(lambda r, language: picture_exchange(scene, r, language), level, random)
+    return Case((Still(scene.pixels),), branches)
+
+
+def text_case(level: Level, random: Random) -> Case:
+    width, height = picture_size(level, random)
+    text = printed(random, min(level.longest_text, 8))
+    scene = draw_text(text, width, height, random, wear=level.wear)
+    few = Level(level.kinds, branches=2, turns=0.0)
+    return Case((Still(scene.pixels),), branches_of(lambda r, language: picture_exchange(scene, r, language), few, random))
+
+
+def pictures_case(level: Level, random: Random) -> Case:
+    """Several pictures, asked by number."""
+    count = random.randint(2, 4)
+    scenes = []
+    for _ in range(count):
+        width, height = picture_size(level, random)
+        names = list({any_name(random) for _ in range(random.choice((1, 1, 2)))})
+        scenes.append(draw_things(names, width, height, random, wear=level.wear))
+    context: list[str | Still | Moment] = []
+    for number, scene in enumerate(scenes, 1):
+        context += [f"Picture {number}: ", Still(scene.pixels)]
+    everything = [one.name for scene in scenes for one in scene.things]
+
+    def make(random: Random, language: str) -> Exchange:
+        kind = random.random()
+        number = random.randint(1, count)
+        if kind < 0.6:
+            single = [one.name for one in scenes[number - 1].things if everything.count(one.name) == 1]
+            if single:
+                name = random.choice(single)
+                return ask(
+                    "compare", random, language, q.compare_answer(number, language), thing=called(name, language, random)
+                )
+        if kind < 0.85:
+            names = [one.name for one in scenes[number - 1].things]
+            return ask("picture_shows", random, language, q.name_answer(names, language), number=number)
+        if kind < 0.97:
+            name = other_name(everything, random)
+            answer = q.absent_answer(q.thing(*name, language), language)
+            asked = ask("compare", random, language, answer, thing=called(name, language, random))
+            return Exchange("absent", language, asked.question, answer)
+        return refusal(random, language)
+
+    return Case(tuple(context), branches_of(make, level, random))
+
+
+def clock(seconds: float, language: str, random: Random) -> str:
+    """A time as a person writes it, to the second."""
+    whole = round(seconds)
+    minutes, rest = divmod(whole, 60)
+    forms = [f"{minutes:02d}:{rest:02d}", f"{minutes:02d}:{rest:02d}", f"{minutes}:{rest:02d}"]
+    if language == "en":
+        forms += [f"{whole} seconds", f"{whole} s", f"second {whole}", f"{seconds:.1f} seconds"]
+        if minutes:
+            forms.append(f"{minutes} minutes {rest} seconds" if minutes > 1 else f"{minutes} minute {rest} seconds")
+    else:
+        forms += [f"第{whole}秒", f"第{whole}秒", f"{whole}秒", f"第{seconds:.1f}秒"]
+        if minutes:
+            forms += [f"{minutes}分{rest}秒"]
+    return random.choice(forms)
+
+
+@dataclass(frozen=True)
+class Event:
+    """What is on the screen from `seconds` (the first stamp that shows it) on; things, a text, or nothing."""
+
+    seconds: float
+    last: float
+    things: tuple[tuple[str, str], ...] = ()
+    text: str = ""
+
+    def told(self, language: str) -> str:
+        if self.text:
+            return q.quoted(self.text, language)
+        names = [q.thing(*name, language) for name in self.things]
+        return q.listed(names if language == "zh" else [q.a(name) for name in names], language)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.things and not self.text
+
+
+def stamps(count: int, random: Random) -> list[float]:
+    """Rising times, to a tenth of a second, of clips up to ten minutes long."""
+    kind = random.random()
+    if kind < 0.3:  # what the product's sampling gives short clips: two frames a second, two to a patch
+        start = random.choice((0.25, 0.25, 0.0, random.uniform(0, max(0.0, 600 - count))))
+        return [float(f"{start + i:.1f}") for i in range(count)]
+    if kind < 0.7:
+        step = random.choice((0.5, 1.0, 1.0, 1.5, 2.0, 2.0, 3.0, 4.0, 5.0, random.uniform(0.4, 15)))
+        step = min(step, 600 / count)
+        start = random.choice((0.0, 0.0, 0.5, random.uniform(0, step), random.uniform(0, max(0.0, 600 - step * count))))
+        return [round(start + i * step, 1) for i in range(count)]
+    longest = random.choice((10, 30, 60, 60, 120, 300, 600))
+    longest = max(longest, count)
+    times = sorted(random.uniform(0, longest) for _ in range(count))
+    for i in range(1, count):
+        times[i] = max(times[i], times[i - 1] + 0.3)
+    return [round(time, 1) for time in times]
+
+
+def video_case(level: Level, random: Random) -> Case:
+    count = random.randint(*level.moments)
+    width, height = frame_size(level, random)
+    times = stamps(count, random)
+    runs = random.random() < level.runs
+    words = random.random() < 0.35
+    plain = random.random() < 0.6  # one background light for the whole clip, as in a recording
+    events: list[Event] = []
+    moments: list[Moment] = []
+    which: list[int] = []  # event of each moment
+    repeated: list[tuple[str, str] | str] = []
+    i = 0
+    while i < count:
+        stay = 1
+        if runs:
+            stay = min(count - i, random.choice((1, 2, 2, 3, 4, 5, random.randint(1, 12))))
+        previous = events[-1] if events else None
+        kind = random.random()
+        if kind < 0.12 and not (previous and previous.is_empty):
+            event = Event(times[i], times[i + stay - 1])
+            scene = empty(width, height, random, wear=level.wear)
+        elif words and kind < 0.6:
+            text = printed(random, min(level.longest_text, 8 if width >= 96 else 4))
+            again = [one for one in repeated if isinstance(one, str)]
+            if again and random.random() < 0.25:
+                text = random.choice(again)
+            if previous and previous.text == text:
+                continue
+            repeated.append(text)
+            event = Event(times[i], times[i + stay - 1], text=text)
+            scene = draw_text(text, width, height, random, wear=level.wear, page=plain and random.random() < 0.5)
+        else:
+            names = list({any_name(random) for _ in range(random.choice((1, 1, 1, 1, 2)))})
+            again_things = [one for one in repeated if not isinstance(one, str)]
+            if again_things and random.random() < 0.2:
+                names = [random.choice(again_things)]
+            if previous and set(previous.things) & set(names):
+                continue
+            scene = draw_things(names, width, height, random, wear=level.wear)
+            names = [one.name for one in scene.things]
+            if not names:
+                continue
+            repeated.extend(names)
+            event = Event(times[i], times[i + stay - 1], things=tuple(names))
+        for k in range(stay):
+            pixels = scene.pixels
+            if k == 0 and runs and moments and random.random() < 0.5:  # the cut falls between the patch's two frames
+                pixels = ((moments[-1].pixels.astype(np.uint16) + pixels) // 2).astype(np.uint8)
+            moments.append(Moment(times[i + k], pixels))
+            which.append(len(events))
+        events.append(event)
+        i += stay
+    seen: dict[tuple[str, str] | str, list[Event]] = {}
+    for event in events:
+        for key in (event.text,) if event.text else event.things:
+            seen.setdefault(key, []).append(event)
+
+    def say(key: tuple[str, str] | str, language: str) -> tuple[str, str]:
+        """How the question and the answer call it."""
+        if isinstance(key, str):
+            return called_text(key, language, random), q.quoted(key, language)
+        return called(key, language, random), q.thing(*key, language)
+
+    def make(random: Random, language: str) -> Exchange:
+        skill = random.choices(
+            ("when", "what_at", "all_times", "span", "timeline", "absent", "refuse"), (6, 5, 1, 1, 0.6, 1.2, 0.3)
+        )[0]
+        if skill == "when" and seen:
+            key = random.choice(list(seen))
+            if len(seen[key]) == 1 or random.random() < 0.3:
+                asked, told = say(key, language)
+                return ask("when", random, language, q.when_answer(told, seen[key][0].seconds, language), thing=asked)
+        if skill == "all_times" and seen:
+            several = [key for key in seen if len(seen[key]) > 1]
+            key = random.choice(several if several and random.random() < 0.7 else list(seen))
+            if len(seen[key]) <= 5:
+                asked, told = say(key, language)
+                answer = q.all_times_answer(told, [event.seconds for event in seen[key]], language)
+                return ask("all_times", random, language, answer, thing=asked)
+        if skill == "absent":
+            if words and random.random() < 0.3:
+                text = other_text([key for key in seen if isinstance(key, str)], random, level.longest_text)
+                asked, told = called_text(text, language, random), q.quoted(text, language)
+            else:
+                name = other_name([key for key in seen if not isinstance(key, str)], random)
+                asked, told = called(name, language, random), q.thing(*name, language)
+            answer = q.absent_answer(told, language)
+            one = ask(random.choice(("when", "when", "all_times")), random, language, answer, thing=asked)
+            return Exchange("absent", language, one.question, answer)
+        if skill == "span" and count >= 2:
+            first = random.randrange(count)
+            last = min(count - 1, first + random.randint(0, 6))
+            start = times[first] - random.uniform(0, (times[first] - times[first - 1]) * 0.8 if first else times[first])
+            after = (times[last + 1] - times[last]) * 0.8 if last + 1 < count else 5.0
+            start, end = math.ceil(start), math.floor(times[last] + random.uniform(0, after))
+            inside = [event for event in events if not event.is_empty and start <= event.last and event.seconds <= end]
+            if end > start and 1 <= len(inside) <= 5 and all(start <= event.seconds for event in inside):
+                form = random.randrange(1 << 30)
+                fields = {name: clock(v, language, Random(form)) for name, v in (("start", start), ("end", end))}
+                told_all = [(event.seconds, event.told(language)) for event in inside]
+                return ask("span", random, language, q.moments_answer(told_all, language), **fields)
+        if skill == "timeline":
+            told_all = [(event.seconds, event.told(language)) for event in events if not event.is_empty]
+            if 1 <= len(told_all) <= 8:
+                return ask("timeline", random, language, q.moments_answer(told_all, language))
+        if skill == "refuse":
+            return refusal(random, language)
+        index = random.randrange(count)
+        event = events[which[index]]
+        if event.is_empty and random.random() < 0.7:
+            index = random.randrange(count)
+            event = events[which[index]]
+        told = event.told(language) if not event.is_empty else ("nothing" if language == "en" else "没有内容")
+        answer = q.moments_answer([(times[index], told)], language)
+        time = clock(times[index], language, random)
+        return ask("what_at", random, language, answer, time=time)
+
+    return Case(tuple(moments), branches_of(make, level, random))
+
+
+def page_text(random: Random, longest: int) -> str:
+    return printed(random, longest)
+
+
+def document_case(level: Level, random: Random) -> Case:
+    """The pages of a PDF, each a picture and mostly its text layer."""
+    count = random.randint(*level.pages)
+    layered = random.random() < 0.8
+    first = 1 if random.random() < 0.9 else random.randint(2, 20)
+    context: list[str | Still | Moment] = []
+    said: list[list[str]] = []
+    width, height = page_size(level, random)
+    after = ""
+    for page in range(first, first + count):
+        longest = 8 if layered else min(level.longest_text, 8)
+        texts = [printed(random, longest) for _ in range(random.choice((1, 1, 2, 3)) if layered else 1)]
+        said.append(texts)
+        shown = texts[0] if len(texts[0]) <= level.longest_text else texts[0][: level.longest_text]
+        context += [f"{after}Page {page}: ", Still(draw_text(shown, width, height, random, wear=0.1, page=True).pixels)]
+        separator = random.choice(("\n", " ", "\n"))
+        after = f"\n{separator.join(texts)}\n" if layered else "\n"
+    context.append(after)
+    everything = [text.lower() for texts in said for text in texts]
+
+    def make(random: Random, language: str) -> Exchange:
+        index = random.randrange(count)
+        kind = random.random()
+        text = random.choice(said[index])
+        if kind < 0.65 and everything.count(text.lower()) == 1:
+            asked = called_text(text, language, random, with_word=random.random() < 0.4)
+            return ask("page", random, language, q.page_answer(text, first + index, language), text=asked)
+        if kind < 0.8:
+            answer = q.page_says_answer(" ".join(said[index]), first + index, language)
+            return ask("page_says", random, language, answer, page=first + index)
+        if kind < 0.97:
+            text = other_text([text for texts in said for text in texts], random, 8)
+            answer = q.absent_answer(q.quoted(text, language), language)
+            one = ask("page", random, language, answer, text=called_text(text, language, random, with_word=random.random() < 0.4))
+            return Exchange("absent", language, one.question, answer)
+        return refusal(random, language)
+
+    return Case(tuple(context), branches_of(make, level, random))
+
+
+def nothing_case(level: Level, random: Random) -> Case:
+    return Case((), branches_of(refusal, level, random))
+
+
+MAKERS = {
+    "picture": picture_case,
+    "text": text_case,
+    "pictures": pictures_case,
+    "video": video_case,
+    "document": document_case,
+    "nothing": nothing_case,
+}
+
+
+def make_case(kind: str, level: Level, random: Random) -> Case:
+    return MAKERS[kind](level, random)

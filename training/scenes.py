@@ -1,0 +1,246 @@
+"""Pictures drawn from nothing: coloured shapes and printed text on all kinds of backgrounds, as arrays.
+
+Everything is drawn at twice the size and reduced, so that edges look as they do in a resized photograph. A scene knows
+what is in it; boxes are in 0..1000 of the picture.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import functools
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from training.questions import COLOURS, SHAPES
+
+Rgb = tuple[int, int, int]
+
+# Hue in degrees, its jitter, then least and most saturation and value.
+PAINT = {
+    "red": (0, 7, 0.75, 1.0, 0.65, 1.0),
+    "orange": (29, 5, 0.85, 1.0, 0.9, 1.0),
+    "yellow": (54, 5, 0.75, 1.0, 0.88, 1.0),
+    "green": (125, 22, 0.55, 1.0, 0.4, 0.8),
+    "blue": (222, 13, 0.65, 1.0, 0.55, 1.0),
+    "purple": (281, 11, 0.5, 0.95, 0.4, 0.8),
+    "black": (0, 180, 0.0, 0.3, 0.0, 0.12),
+    "white": (0, 180, 0.0, 0.04, 0.94, 1.0),
+}
+FONT_FOLDERS = ("/usr/share/fonts/truetype/dejavu", "/usr/share/fonts/truetype/liberation")
+
+
+@dataclass(frozen=True)
+class Thing:
+    colour: str
+    shape: str
+    box: tuple[int, int, int, int]  # 0..1000
+
+    @property
+    def name(self) -> tuple[str, str]:
+        return self.colour, self.shape
+
+
+@dataclass(frozen=True)
+class Scene:
+    pixels: np.ndarray  # [height, width, 3] uint8
+    things: tuple[Thing, ...] = ()
+    text: str = ""
+
+
+def paint(colour: str, random: Random) -> Rgb:
+    hue, jitter, least, most, dark, bright = PAINT[colour]
+    turn = (hue + random.uniform(-jitter, jitter)) % 360 / 360
+    red, green, blue = colorsys.hsv_to_rgb(turn, random.uniform(least, most), random.uniform(dark, bright))
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def contrast(one: Rgb, other: Rgb) -> float:
+    """A rough distance in which hue weighs as much as light: 0 (same) to about 3."""
+    difference = [abs(a - b) / 255 for a, b in zip(one, other, strict=True)]
+    return sum(difference)
+
+
+@functools.cache
+def noise_pool() -> np.ndarray:
+    return np.random.default_rng(5).standard_normal((512, 512, 3)).astype(np.float32)
+
+
+def background(random: Random, avoid: Sequence[Rgb]) -> tuple[Rgb, Rgb]:
+    """Two ends of a gradient, often equal, both clear of the colours to avoid."""
+
+    def one() -> Rgb:
+        best: tuple[float, Rgb] = (-1.0, (255, 255, 255))
+        for _ in range(8):
+            kind = random.random()
+            if kind < 0.45:  # paper
+                light = random.uniform(0.8, 1)
+                tint = random.uniform(0, 0.1)
+            elif kind < 0.6:  # night
+                light, tint = random.uniform(0, 0.22), random.uniform(0, 0.4)
+            else:
+                light, tint = random.uniform(0.3, 0.95), random.uniform(0, 0.4)
+            values = colorsys.hsv_to_rgb(random.random(), tint, light)
+            rgb = (round(values[0] * 255), round(values[1] * 255), round(values[2] * 255))
+            distance = min((contrast(rgb, other) for other in avoid), default=3.0)
+            if distance > 0.55:
+                return rgb
+            best = max(best, (distance, rgb))
+        return best[1]
+
+    first = one()
+    return first, one() if random.random() < 0.25 else first
+
+
+def canvas(width: int, height: int, ends: tuple[Rgb, Rgb], random: Random) -> Image.Image:
+    if ends[0] == ends[1]:
+        return Image.new("RGB", (width, height), ends[0])
+    ramp = np.linspace(0, 1, 8, dtype=np.float32)
+    mix = ramp[:, None] if random.random() < 0.5 else ramp[None, :]
+    if random.random() < 0.5:
+        mix = 1 - mix
+    mix = np.broadcast_to(mix, (8, 8))[..., None]
+    small = np.asarray(ends[0], np.float32) * (1 - mix) + np.asarray(ends[1], np.float32) * mix
+    return Image.fromarray(small.astype(np.uint8)).resize((width, height), Image.Resampling.BILINEAR)
+
+
+def outline(shape: str, x: float, y: float, radius: float, turn: float) -> list[tuple[float, float]]:
+    """The polygon of a shape around (x, y); `turn` in radians."""
+    if shape == "circle":
+        points = [(math.cos(a), math.sin(a)) for a in (i * math.pi / 18 for i in range(36))]
+    elif shape == "square":
+        points = [(-0.88, -0.88), (0.88, -0.88), (0.88, 0.88), (-0.88, 0.88)]
+    elif shape == "triangle":
+        points = [(0, -1), (0.95, 0.8), (-0.95, 0.8)]
+    elif shape == "star":
+        points = []
+        for i in range(10):
+            reach, angle = (1.0, 0.42)[i % 2], -math.pi / 2 + i * math.pi / 5
+            points.append((reach * math.cos(angle), reach * math.sin(angle)))
+    elif shape == "heart":
+        points = []
+        for i in range(30):
+            a = i * math.pi / 15
+            points.append((math.sin(a) ** 3, -(13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a) - math.cos(4 * a)) / 16))
+    else:
+        arm = 0.33
+        points = [(-arm, -1), (arm, -1), (arm, -arm), (1, -arm), (1, arm), (arm, arm)]
+        points += [(arm, 1), (-arm, 1), (-arm, arm), (-1, arm), (-1, -arm), (-arm, -arm)]
+    cos, sin = math.cos(turn), math.sin(turn)
+    return [(x + radius * (a * cos - b * sin), y + radius * (a * sin + b * cos)) for a, b in points]
+
+
+def places(count: int, width: int, height: int, random: Random, least: float, most: float) -> list[tuple[float, float, float]]:
+    """Centres and radii, in pixels, of things that hardly overlap; may be fewer than asked when there is no room."""
+    short = min(width, height)
+    found: list[tuple[float, float, float]] = []
+    for _ in range(count):
+        for attempt in range(30):
+            radius = short * random.uniform(least, max(least, most * (1 - attempt / 40)))
+            x = random.uniform(radius, width - radius)
+            y = random.uniform(radius, height - radius)
+            if all(math.hypot(x - a, y - b) > (radius + r) * 1.02 for a, b, r in found):
+                found.append((x, y, radius))
+                break
+    return found
+
+
+def draw_things(
+    names: Sequence[tuple[str, str]],
+    width: int,
+    height: int,
+    random: Random,
+    *,
+    wear: float = 0.5,
+) -> Scene:
+    """Things of these names, sorted from left to right. `wear` 0..1: how often backgrounds and pixels are spoiled."""
+    count = len(names)
+    least = 0.2 if count <= 1 else 0.15 if count <= 3 else 0.11
+    most = 0.46 if count <= 1 else 0.3 if count <= 3 else 0.2
+    spots = places(count, width, height, random, least, most)
+    colours = [paint(colour, random) for colour, _ in names[: len(spots)]]
+    picture = canvas(width * 2, height * 2, background(random, colours), random)
+    draw = ImageDraw.Draw(picture)
+    things = []
+    border = random.random() < 0.15
+    for (colour, shape), rgb, (x, y, radius) in zip(names, colours, spots, strict=False):
+        turn = random.uniform(-0.25, 0.25)
+        points = outline(shape, x, y, radius, turn)
+        draw.polygon([(a * 2, b * 2) for a, b in points], fill=rgb)
+        if border:
+            edge = tuple(round(v * 0.6) for v in rgb)
+            draw.line([(a * 2, b * 2) for a, b in (*points, points[0])], fill=edge, width=2)
+        xs, ys = [a for a, _ in points], [b for _, b in points]
+        box = (min(xs) / width, min(ys) / height, max(xs) / width, max(ys) / height)
+        things.append(Thing(colour, shape, tuple(max(0, min(1000, round(v * 1000))) for v in box)))  # type: ignore[arg-type]
+    things.sort(key=lambda one: one.box[0] + one.box[2])
+    return Scene(spoil(reduce(picture, width, height), random, wear), tuple(things))
+
+
+def reduce(picture: Image.Image, width: int, height: int) -> np.ndarray:
+    return np.asarray(picture.reduce(2) if picture.size == (2 * width, 2 * height) else picture.resize((width, height)))
+
+
+def spoil(pixels: np.ndarray, random: Random, wear: float) -> np.ndarray:
+    """What cameras and encoders do: light, noise, blocks."""
+    if random.random() < wear * 0.5:
+        height, width, _ = pixels.shape
+        top, left = random.randrange(512 - height), random.randrange(512 - width)
+        grain = noise_pool()[top : top + height, left : left + width] * random.uniform(2, 14)
+        pixels = np.clip(pixels * np.float32(random.uniform(0.85, 1.08)) + grain, 0, 255).astype(np.uint8)
+    if random.random() < wear * 0.5:
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=random.randint(30, 90))
+        pixels = np.asarray(Image.open(buffer).convert("RGB"))
+    return pixels
+
+
+@functools.cache
+def font_paths() -> tuple[str, ...]:
+    """Latin text fonts of the machine, or Pillow's own when there is none."""
+    found = sorted(str(path) for folder in FONT_FOLDERS for path in Path(folder).glob("*.ttf") if "Math" not in path.name)
+    return tuple(found) or ("",)
+
+
+@functools.lru_cache(maxsize=2048)
+def font(path: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.truetype(path, size) if path else ImageFont.load_default(size)
+
+
+def draw_text(text: str, width: int, height: int, random: Random, *, wear: float = 0.5, page: bool = False) -> Scene:
+    """One line of text filling a third to nearly all of the width; `page`: dark on white, as printed."""
+    path = random.choice(font_paths())
+    wanted = 2 * width * random.uniform(0.5 if len(text) > 4 else 0.3, 0.92)
+    probe = font(path, 40)
+    reach = probe.getlength(text)
+    size = max(8, min(round(40 * wanted / reach), round(height * (0.9 if not page else 0.5))))
+    face = font(path, size)
+    left, top, right, bottom = face.getbbox(text)
+    if page:
+        ends: tuple[Rgb, Rgb] = ((255, 255, 255), (255, 255, 255))
+        ink = (random.randint(0, 60),) * 3
+    else:
+        ink = paint(random.choice(list(COLOURS)), random)
+        ends = background(random, [ink, ink])
+        if contrast(ink, ends[0]) < 0.9 or contrast(ink, ends[1]) < 0.9:
+            ink = (10, 10, 10) if sum(ends[0]) + sum(ends[1]) > 765 else (250, 250, 250)
+    picture = canvas(width * 2, height * 2, ends, random)
+    x = random.uniform(0, max(0, 2 * width - (right - left))) - left
+    y = random.uniform(0, max(0, 2 * height - (bottom - top))) * (0.5 if page and random.random() < 0.7 else 1) - top
+    ImageDraw.Draw(picture).text((x, y), text, font=face, fill=ink)
+    return Scene(spoil(reduce(picture, width, height), random, wear), text=text)
+
+
+def empty(width: int, height: int, random: Random, *, wear: float = 0.5) -> Scene:
+    picture = canvas(width * 2, height * 2, background(random, []), random)
+    return Scene(spoil(reduce(picture, width, height), random, wear))
+
+
+def any_name(random: Random) -> tuple[str, str]:
+    return random.choice(list(COLOURS)), random.choice(list(SHAPES))

@@ -1,0 +1,177 @@
+"""Train the demo model: `python -m training.train --run runs/demo`. Started again, it goes on where it stopped.
+
+From nothing it follows the curriculum with a fixed seed; `--from assets/demo-model` continues a released checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import multiprocessing
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.batches import Packed, draw_ahead
+from training.curriculum import STAGES, levels_of
+from training.network import build_model, compile_blocks, forward
+from training.tokenizer import build_tokenizer
+
+
+class Score:
+    """Running accuracy of whole answers per skill (and language), on cases never seen before."""
+
+    def __init__(self, kept: float = 0.98) -> None:
+        self.kept = kept
+        self.right: dict[str, float] = {}
+        self.asked: dict[str, float] = {}
+
+    def add(self, predicted: torch.Tensor, packed: Packed, wanted: torch.Tensor) -> None:
+        """An answer is right when each of its tokens is: what a greedy answer would give, to the letter."""
+        wrong = torch.zeros(len(packed.asked))
+        wrong.index_add_(0, torch.from_numpy(packed.exchanges), (predicted != wanted).float())
+        for exchange, misses in zip(packed.asked, wrong.tolist(), strict=True):
+            self.right[exchange.skill] = self.right.get(exchange.skill, 0.0) + (misses == 0)
+            self.asked[exchange.skill] = self.asked.get(exchange.skill, 0.0) + 1
+
+    def fade(self) -> None:
+        for table in (self.right, self.asked):
+            for skill in table:
+                table[skill] *= self.kept
+
+    def of(self, skill: str) -> float:
+        return self.right.get(skill, 0.0) / max(self.asked.get(skill, 0.0), 1e-9) if self.asked.get(skill) else 0.0
+
+    def __str__(self) -> str:
+        return " ".join(f"{skill}={self.of(skill):.3f}" for skill in sorted(self.asked))
+
+
+def parameter_groups(model: Any) -> list[dict[str, Any]]:
+    matrices = [p for name, p in model.named_parameters() if p.ndim >= 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if not (p.ndim >= 2 and "embed" not in name)]
+    return [{"params": matrices, "weight_decay": 0.03}, {"params": others, "weight_decay": 0.0}]
+
+
+def save(path: Path, model: Any, average: Any, optimizer: Any, state: dict[str, Any]) -> None:
+    """Written beside and renamed, so that a kill never leaves half a checkpoint."""
+    beside = path.with_suffix(".new")
+    torch.save(
+        {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict(), **state},
+        beside,
+    )
+    beside.replace(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="folder of the checkpoint and the log")
+    parser.add_argument("--from", dest="source", type=Path, help="a released checkpoint to continue from")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")
+    parser.add_argument("--warmup", type=int, default=150, help="steps of linear warm-up after every start")
+    parser.add_argument("--minutes", type=float, default=0, help="anneal the rate to nothing in this time and stop")
+    parser.add_argument("--stage", type=int, help="begin at this stage of the curriculum")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    args = parser.parse_args()
+    if args.compile:
+        compile_blocks()
+    torch.set_num_threads(args.threads)
+    dtype = getattr(torch, args.dtype)
+    args.run.mkdir(parents=True, exist_ok=True)
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer, args.seed)
+    if args.source:
+        from transformers import Qwen3VLForConditionalGeneration
+
+        model.load_state_dict(Qwen3VLForConditionalGeneration.from_pretrained(args.source, dtype="float32").state_dict())
+    model.to(args.device)
+    average = copy.deepcopy(model)
+    optimizer = torch.optim.AdamW(parameter_groups(model), lr=args.rate, betas=(0.9, 0.98), fused=True)
+    state: dict[str, Any] = {"step": 0, "stage": args.stage or 0, "stage_step": 0, "seconds": 0.0, "tokens": 0, "answers": 0}
+    file = args.run / "checkpoint.pt"
+    if file.exists():
+        saved = torch.load(file, map_location=args.device, weights_only=True)
+        model.load_state_dict(saved["model"])
+        average.load_state_dict(saved["average"])
+        optimizer.load_state_dict(saved["optimizer"])
+        state = {key: saved[key] for key in state}
+        if args.stage is not None and args.stage != state["stage"]:
+            state |= {"stage": args.stage, "stage_step": 0}
+    stage = multiprocessing.get_context("fork").Value("i", state["stage"])
+
+    def plan(step: int) -> tuple[str, Any, int, int]:
+        now = STAGES[stage.value]
+        return f"train:{args.seed}", levels_of(stage.value), now.step_tokens, now.batch_tokens
+
+    process, queue = draw_ahead(tokenizer, plan, state["step"])
+    log = (args.run / "log.jsonl").open("a")
+    began = saved_at = told_at = time.monotonic()
+    seconds_before = state["seconds"]
+    started_step = state["step"]
+    score, loss_shown, told_step = Score(), 0.0, state["step"]
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    averaged = list(average.parameters())
+    while True:
+        minutes = (time.monotonic() - began) / 60
+        if args.minutes and minutes > args.minutes:
+            break
+        rate = args.rate * min(1, (state["step"] - started_step + 1) / args.warmup)
+        if args.minutes:
+            rate *= 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1, minutes / args.minutes)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        step_batches = queue.get()
+        total = sum(int((packed.targets >= 0).sum()) for packed in step_batches)
+        for packed in step_batches:
+            batch = packed.batch(args.device)
+            logits = forward(model, batch, dtype)
+            wanted = batch.targets[batch.targets >= 0]
+            loss = torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="sum") / total
+            loss.backward()
+            loss_shown += float(loss.detach())
+            score.add(logits.detach().argmax(-1).cpu(), packed, wanted.cpu())
+            state["tokens"] += int((packed.segments >= 0).sum())
+            state["answers"] += len(packed.asked)
+        score.fade()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        state["step"] += 1
+        state["stage_step"] += 1
+        with torch.no_grad():
+            kept = min(0.998, (state["step"] + 1) / (state["step"] + 20))
+            torch._foreach_lerp_(averaged, parameters, 1 - kept)
+        now = STAGES[state["stage"]]
+        if state["stage"] + 1 < len(STAGES) and (
+            state["stage_step"] >= now.steps
+            or (state["stage_step"] > 100 and all(score.of(skill) >= wish for skill, wish in now.until.items()))
+        ):
+            state |= {"stage": state["stage"] + 1, "stage_step": 0}
+            stage.value = state["stage"]
+            print(f"--- stage {state['stage']}", flush=True)
+        state["seconds"] = seconds_before + time.monotonic() - began
+        if state["step"] % 25 == 0:
+            speed = (time.monotonic() - told_at) / (state["step"] - told_step)
+            loss_shown /= state["step"] - told_step
+            line = f"{state['step']} stage {state['stage']} loss {loss_shown:.4f} rate {rate:.1e} {speed:.2f}s/step {score}"
+            print(line, flush=True)
+            log.write(json.dumps({**state, "loss": loss_shown, **{s: round(score.of(s), 4) for s in score.asked}}) + "\n")
+            log.flush()
+            loss_shown, told_at, told_step = 0.0, time.monotonic(), state["step"]
+        if time.monotonic() - saved_at > 120:
+            save(file, model, average, optimizer, state)
+            saved_at = time.monotonic()
+    save(file, model, average, optimizer, state)
+    process.terminate()
+    process.join()
+
+
+if __name__ == "__main__":
+    main()
