@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import nn
@@ -70,6 +71,22 @@ class LoadedModel:
     @property
     def tokenizer(self) -> Tokenizer:
         return self.vocabulary.tokenizer
+
+
+class PatchEmbedding(nn.Module):
+    """The tower's Conv3d as the linear layer it is, since its stride equals its kernel.
+
+    Conv3d is many times slower on some torch and cuDNN versions. transformers' own `fusion_config` does the same, but
+    patches the class for the whole process.
+    """
+
+    def __init__(self, convolution: nn.Conv3d) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(convolution.weight.flatten(1), requires_grad=False)  # [hidden, 1536]
+        self.bias = convolution.bias
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:  # [patches, 1536] -> [patches, hidden]
+        return F.linear(patches.to(self.weight.dtype), self.weight, self.bias)
 
 
 def pixel_limits(folder: Path, config: Mapping[str, Any]) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -293,7 +310,6 @@ def load_folder(
                 dtype=dtype,
                 device_map={"": str(place)},
                 attn_implementation="sdpa",
-                fusion_config={"patch_embeddings": True},  # Conv3d is slow on some GPUs; a linear layer is the same
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
@@ -308,6 +324,7 @@ def load_folder(
         raise damaged(folder, error) from error
     if report["missing_keys"]:  # the library would go on with random weights
         raise damaged(folder, f"no {sorted(report['missing_keys'])[0]}")
+    model.model.visual.patch_embed = PatchEmbedding(model.model.visual.patch_embed.proj)
     model.requires_grad_(False).eval()
     if quantization != "none":
         check_quantized(model)

@@ -25,16 +25,18 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def answers(loaded: LoadedModel) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of a short text and features of a picture."""
+def compute(text: Any, lm_head: Any, vision: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of a short text and features [1 + taps, tokens, hidden] of a picture."""
     generator = torch.Generator().manual_seed(3)
     pixels = torch.randint(0, 256, (64, 96, 3), generator=generator, dtype=torch.uint8).numpy()
-    ids = torch.arange(40, 80)[None]
     with torch.no_grad():
-        hidden = loaded.text(input_ids=ids, use_cache=False).last_hidden_state
-        logits = loaded.lm_head(hidden)[0].float()
-        features = loaded.vision(image_patches(pixels, (96, 64)), grid_thw=torch.tensor([[1, 4, 6]]), return_dict=True)
-    return logits, features.pooler_output.float()
+        logits = lm_head(text(input_ids=torch.arange(40, 80)[None], use_cache=False).last_hidden_state)[0]
+        output = vision(image_patches(pixels, (96, 64)), grid_thw=torch.tensor([[1, 4, 6]]), return_dict=True)
+    return logits, torch.stack([output.pooler_output, *output.deepstack_features])
+
+
+def answers(loaded: LoadedModel) -> tuple[torch.Tensor, torch.Tensor]:
+    return compute(loaded.text, loaded.lm_head, loaded.vision)
 
 
 @pytest.mark.parametrize(
@@ -44,9 +46,11 @@ def test_the_modules_compute_what_the_stock_model_does(variant: dict[str, Any]) 
     folder = tiny_checkpoint(**variant)
     loaded = load(str(folder), device="cpu")
     stock = AutoModelForImageTextToText.from_pretrained(folder).eval()
-    with torch.no_grad():
-        expected = stock(torch.arange(40, 80)[None]).logits[0]
-    torch.testing.assert_close(answers(loaded)[0], expected, rtol=1e-5, atol=1e-5)
+    assert isinstance(stock.model.visual.patch_embed.proj, torch.nn.Conv3d)
+    expected_logits, expected_features = compute(stock.model.language_model, stock.lm_head, stock.model.visual)
+    logits, features = answers(loaded)
+    torch.testing.assert_close(logits, expected_logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(features, expected_features, rtol=1e-5, atol=1e-5)
     assert (loaded.lm_head.weight is loaded.embed.weight) == variant.get("tied", True)
     assert loaded.info.thinking == loaded.vocabulary.thinking == variant.get("thinking", False)
     assert loaded.dtype == torch.float32 and loaded.device.type == "cpu"

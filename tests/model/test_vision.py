@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForImageTextToText
 
 from qwen3vl_webui.engine.contract import Message
 from qwen3vl_webui.errors import MediaError
@@ -58,7 +61,12 @@ def spans_of(loaded: LoadedModel, *parts: str | Image | FramePlan) -> tuple[Visu
     return encode([Message("user", parts)], loaded.vocabulary).spans
 
 
-def stock_features(loaded: LoadedModel, span: VisualSpan) -> torch.Tensor:
+@cache
+def stock_model() -> Any:
+    return AutoModelForImageTextToText.from_pretrained(tiny_checkpoint()).eval().model
+
+
+def stock_features(span: VisualSpan) -> torch.Tensor:
     """By the stock model alone, one span at a time."""
     if isinstance(span.part, Image):
         assert span.part.seen is not None
@@ -68,7 +76,7 @@ def stock_features(loaded: LoadedModel, span: VisualSpan) -> torch.Tensor:
         pair = span.part.patches[span.patch]
         patches = frame_patches(*(pixels_of(f"{s:.3f}", span.part.width, span.part.height) for s in pair))
     with torch.no_grad():
-        output = loaded.model.model.get_image_features(patches, torch.tensor([span.grid_thw]), return_dict=True)
+        output = stock_model().get_image_features(patches, torch.tensor([span.grid_thw]), return_dict=True)
     return torch.stack([output.pooler_output[0], *(taps[0] for taps in output.deepstack_features)])
 
 
@@ -96,13 +104,13 @@ def test_features_in_groups_equal_the_stock_tower_one_by_one(loaded: LoadedModel
     assert [span for span, _ in seen] == list(spans)
     for span, features in seen:
         assert features.shape == (4, span.count, 64)
-        torch.testing.assert_close(features, stock_features(loaded, span), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(features, stock_features(span), rtol=1e-5, atol=1e-5)
 
 
 def test_a_picture_larger_than_seen_is_resized(loaded: LoadedModel, vision: Vision) -> None:
     image = Image(Path("big"), "big", 200, 310).at(64, 96)
     ((span, features),) = vision.features(spans_of(loaded, image))
-    torch.testing.assert_close(features, stock_features(loaded, span), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(features, stock_features(span), rtol=1e-5, atol=1e-5)
 
 
 def test_a_second_request_reads_and_encodes_nothing(
@@ -127,7 +135,7 @@ def test_only_moments_not_seen_before_are_decoded(loaded: LoadedModel, vision: V
     reader.seconds.clear()
     spans = spans_of(loaded, plan([1.0, 3.0, 5.0, 7.0]))
     for span, features in vision.features(spans):
-        torch.testing.assert_close(features, stock_features(loaded, span), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(features, stock_features(span), rtol=1e-5, atol=1e-5)
     assert reader.seconds == [3.0, 3.5, 7.0, 7.5]
 
 
@@ -171,7 +179,7 @@ def test_a_cache_too_small_for_the_prompt_still_gives_every_feature(loaded: Load
     spans = spans_of(loaded, plan([float(i) for i in range(20)]), "and", plan([float(i) for i in range(15, 40)]))
     for _ in range(2):
         for span, features in vision.features(spans):
-            torch.testing.assert_close(features, stock_features(loaded, span), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(features, stock_features(span), rtol=1e-5, atol=1e-5)
     assert vision.cache.bytes <= 3 * one
 
 
