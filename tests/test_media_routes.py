@@ -1,0 +1,378 @@
+"""Uploads, byte ranges, pictures and playable copies, over HTTP with real files."""
+
+import asyncio
+import io
+import os
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import httpx
+import pytest
+from fastapi import FastAPI
+from PIL import Image as Picture
+
+from qwen3vl_webui.jobs import Jobs
+from qwen3vl_webui.media_routes import media_routes
+from qwen3vl_webui.services import Services
+from qwen3vl_webui.settings import Settings
+from qwen3vl_webui.store import Store
+from qwen3vl_webui.web import protect
+from tests import clips
+from tests.scripted_engine import ScriptedEngine
+from tests.served import served, wait_until
+
+
+class Site:
+    """A running server with its store and a client on it."""
+
+    def __init__(self, address: str, store: Store) -> None:
+        self.address, self.store = address, store
+        self.client = httpx.Client(base_url=address, timeout=30)
+
+    def upload(self, path: Path, name: str = "", **kwargs: Any) -> dict[str, Any]:
+        response = self.client.post("/upload", params={"name": name or path.name}, content=path.read_bytes(), **kwargs)
+        assert response.status_code == 200, response.text
+        return response.json()  # type: ignore[no-any-return]
+
+    def error(self, response: httpx.Response, status: int) -> str:
+        assert response.status_code == status, response.text
+        return str(response.json()["error"]["message"])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    clips.colour_clip(folder / "film.mp4", 4, container_options={"movflags": "faststart"})
+    clips.pdf(folder / "paper.pdf", ["one", "two"])
+    clips.png(folder / "picture.png", 640, 480)
+    (folder / "shared").mkdir()
+    clips.png(folder / "shared" / "inside.png")
+    (folder / "shared" / "way_out").symlink_to(folder / "paper.pdf")
+    (folder / "shared" / "way_in").symlink_to(folder / "shared" / "inside.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def site(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    yield from running(Settings(data_dir=tmp_path_factory.mktemp("data"), media_dir=made / "shared"))
+
+
+def running(settings: Settings, **limits: int) -> Iterator[Site]:
+    store, engine = Store(settings.data_dir, **limits), ScriptedEngine()
+    app = FastAPI()
+    app.include_router(media_routes(Services(settings, engine, store, Jobs(engine, store))))
+    with served(protect(app, settings)) as address:
+        yield Site(address, store)
+    store.close()
+
+
+@pytest.fixture(scope="module")
+def film(site: Site, made: Path) -> dict[str, Any]:
+    return site.upload(made / "film.mp4")
+
+
+# Upload
+
+
+def test_an_upload_is_described(site: Site, made: Path, film: dict[str, Any]) -> None:
+    assert (film["kind"], film["name"], film["width"], film["height"]) == ("video", "film.mp4", 320, 180)
+    assert film["duration"] == pytest.approx(4.0, abs=0.2) and film["pages"] is None
+    assert film["size"] == (made / "film.mp4").stat().st_size and len(film["digest"]) == 64
+    paper = site.upload(made / "paper.pdf", "总结.pdf")
+    assert (paper["kind"], paper["name"], paper["pages"], paper["playable"]) == ("document", "总结.pdf", 2, True)
+    picture = site.upload(made / "picture.png", "a/../<b>.png")
+    assert (picture["kind"], picture["name"], picture["width"], picture["duration"]) == ("image", "<b>.png", 640, None)
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (b"", "a.png"),
+        (b"<html><script>alert(1)</script>", "a.png"),
+        (b"#EXTM3U\n", "a.mp4"),
+        (b"\x89PNG\r\n\x1a\n", ""),
+    ],
+    ids=["empty", "html", "playlist", "cut"],
+)
+def test_a_refused_upload_is_one_sentence_and_leaves_nothing(site: Site, content: bytes, name: str) -> None:
+    before = len(site.store.files("local"))
+    sentence = site.error(site.client.post("/upload", params={"name": name}, content=content), 400)
+    assert sentence.endswith(".") and "\n" not in sentence and "/" + "tmp" not in sentence
+    assert len(site.store.files("local")) == before
+    assert list((site.store.data_dir / "media" / "incoming").iterdir()) == []
+
+
+def test_an_upload_over_the_limit_is_refused_while_it_comes(tmp_path: Path) -> None:
+    for site in running(Settings(data_dir=tmp_path), file_limit=3_000_000):
+        response = site.client.post("/upload", content=(b"x" * 100_000 for _ in range(40)))
+        assert "larger than" in site.error(response, 400)
+        assert list((tmp_path / "media" / "incoming").iterdir()) == []
+
+
+def test_an_upload_that_breaks_off_leaves_nothing(site: Site) -> None:
+    incoming = site.store.data_dir / "media" / "incoming"
+    host, port = site.address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        head = "POST /upload?name=a.png HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000000\r\n\r\n"
+        connection.sendall(head.encode() + b"x" * 2_500_000)
+        wait_until(lambda: any(path.stat().st_size for path in incoming.iterdir()))
+    wait_until(lambda: not list(incoming.iterdir()))
+
+
+def test_a_large_upload_costs_no_memory(tmp_path: Path) -> None:
+    """200 MB of a padded PNG, in a server whose memory is watched."""
+    png = clips.png(tmp_path / "a.png").read_bytes()
+    for site in running(Settings(data_dir=tmp_path / "data")):
+
+        def pieces() -> Iterator[bytes]:
+            yield png
+            for _ in range(200):
+                yield bytes(1_000_000)
+
+        before = resident_bytes()
+        response = site.client.post("/upload", content=pieces())
+        assert response.status_code in {200, 400}
+        assert resident_bytes() - before < 60_000_000
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+# Files by path
+
+
+def test_a_file_below_media_dir_is_opened_where_it_is(site: Site, made: Path) -> None:
+    for path in ("inside.png", str(made / "shared" / "inside.png"), "./way_in"):
+        response = site.client.post("/upload/path", json={"path": path})
+        assert response.status_code == 200 and response.json()["kind"] == "image"
+    assert site.client.get(f"/media/{response.json()['id']}").content == (made / "shared" / "inside.png").read_bytes()
+
+
+@pytest.mark.parametrize("path", ["../paper.pdf", "way_out", "/etc/passwd", "missing", "", ".", "a\0b", "x" * 5000])
+def test_nothing_outside_media_dir_is_opened(site: Site, path: str) -> None:
+    assert "no such file" in site.error(site.client.post("/upload/path", json={"path": path}), 404)
+
+
+def test_opening_by_path_is_off_unless_set_and_needs_a_login(made: Path, tmp_path: Path) -> None:
+    for site in running(Settings(data_dir=tmp_path / "off")):
+        assert "--media-dir" in site.error(site.client.post("/upload/path", json={"path": "inside.png"}), 404)
+    for site in running(Settings(data_dir=tmp_path / "open", open=True, media_dir=made / "shared")):
+        assert "Log in" in site.error(site.client.post("/upload/path", json={"path": "inside.png"}), 404)
+
+
+def test_unknown_fields_are_refused(site: Site) -> None:
+    assert "link" in site.error(site.client.post("/upload/path", json={"path": "a", "link": False}), 400)
+    site.error(site.client.post("/upload/path", content=b"not json"), 400)
+
+
+# Ranges
+
+
+def test_a_film_is_served_in_ranges(site: Site, made: Path, film: dict[str, Any]) -> None:
+    content, url = (made / "film.mp4").read_bytes(), f"/media/{film['id']}"
+    size = len(content)
+    whole = site.client.get(url)
+    assert (whole.status_code, whole.content) == (200, content)
+    assert whole.headers["content-type"] == "video/mp4" and whole.headers["accept-ranges"] == "bytes"
+    assert "content-disposition" not in whole.headers
+    for asked, first, end in (("0-99", 0, 100), (f"{size - 10}-", size - 10, size), ("-7", size - 7, size)):
+        part = site.client.get(url, headers={"Range": f"bytes={asked}"})
+        assert (part.status_code, part.content) == (206, content[first:end])
+        assert part.headers["content-range"] == f"bytes {first}-{end - 1}/{size}"
+    outside = site.client.get(url, headers={"Range": f"bytes={size}-"})
+    assert outside.status_code == 416 and outside.headers["content-range"] == f"bytes */{size}"
+    assert site.client.get(url, headers={"Range": "bytes=0-1,4-5"}).content == content
+
+
+def test_a_known_film_is_not_sent_again(site: Site, film: dict[str, Any]) -> None:
+    url = f"/media/{film['id']}"
+    tag = site.client.get(url).headers["etag"]
+    again = site.client.get(url, headers={"If-None-Match": tag})
+    assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+    assert site.client.get(url, headers={"Range": "bytes=0-1", "If-Range": tag}).status_code == 206
+    assert site.client.get(url, headers={"Range": "bytes=0-1", "If-Range": '"old"'}).status_code == 200
+
+
+def test_head_tells_the_size_and_request_headers_do_not_come_back(site: Site, film: dict[str, Any]) -> None:
+    head = site.client.head(f"/media/{film['id']}", headers={"Cookie": "a=b", "X-Secret": "1"})
+    assert head.headers["content-length"] == str(film["size"]) and head.content == b""
+    assert not {"cookie", "x-secret", "authorization", "x-qwen3vl-owner"} & set(head.headers)
+
+
+def test_a_player_that_leaves_frees_its_file(site: Site, tmp_path: Path) -> None:
+    large = tmp_path / "large.mp4"
+    clips.colour_clip(large, 1, container_options={"movflags": "faststart"})
+    with open(large, "ab") as file:
+        file.write((40_000_008).to_bytes(4) + b"free" + bytes(40_000_000))
+    stored = site.upload(large)
+    for _ in range(5):
+        with site.client.stream("GET", f"/media/{stored['id']}") as response:
+            assert next(response.iter_raw(1000))
+    wait_until(lambda: stored["digest"] not in open_files())
+
+
+def open_files() -> str:
+    names = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        try:
+            names.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        except OSError:
+            continue
+    return "\n".join(names)
+
+
+def test_the_type_comes_from_the_content_never_from_the_name(site: Site, made: Path) -> None:
+    picture = site.upload(made / "picture.png", "page.html")
+    response = site.client.get(f"/media/{picture['id']}")
+    assert response.headers["content-type"] == "image/png" and response.headers["x-content-type-options"] == "nosniff"
+    paper = site.client.get(f"/media/{site.upload(made / 'paper.pdf', 'a.html')['id']}")
+    assert paper.headers["content-type"] == "application/pdf"
+    assert paper.headers["content-disposition"].startswith("attachment")
+    tiff = made / "scan.tif"
+    Picture.new("RGB", (40, 40)).save(tiff)
+    assert site.client.get(f"/media/{site.upload(tiff)['id']}").headers["content-type"] == "application/octet-stream"
+
+
+def test_visitors_do_not_see_each_others_files(made: Path, tmp_path: Path) -> None:
+    for site in running(Settings(data_dir=tmp_path, open=True)):
+        paper = site.upload(made / "paper.pdf")
+        assert site.client.get(f"/page/{paper['id']}/1.webp").status_code == 200
+        stranger = httpx.Client(base_url=site.address)
+        for path in ("media/{}", "media/{}/state", "page/{}/1.webp", "picture/{}.webp", "thumb/{}/1.webp"):
+            assert "no such file" in site.error(stranger.get("/" + path.format(paper["id"])), 404)
+
+
+def test_the_login_covers_the_media(made: Path, tmp_path: Path) -> None:
+    for site in running(Settings(data_dir=tmp_path, auth=("me", "secret"))):
+        assert site.client.post("/upload", content=b"x").status_code == 401
+        site.client.auth = ("me", "secret")
+        film = site.upload(made / "film.mp4")
+        assert site.client.get(f"/media/{film['id']}").status_code == 200
+        assert httpx.get(f"{site.address}/media/{film['id']}").status_code == 401
+
+
+# Pictures
+
+
+def webp(response: httpx.Response) -> Picture.Image:
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == "image/webp" and "immutable" in response.headers["cache-control"]
+    return Picture.open(io.BytesIO(response.content)).convert("RGB")
+
+
+def test_a_thumbnail_shows_its_second(site: Site, film: dict[str, Any]) -> None:
+    for second in (0, 1.5, 3):
+        picture = webp(site.client.get(f"/thumb/{film['id']}/{second}.webp?width=160"))
+        assert picture.size == (160, 90)
+        pixel = picture.getpixel((80, 45))
+        assert isinstance(pixel, tuple)
+        assert all(abs(seen - right) <= 8 for seen, right in zip(pixel, clips.colour_at(second), strict=True))
+    beyond = webp(site.client.get(f"/thumb/{film['id']}/9999.webp"))
+    assert beyond.size == (320, 180)
+
+
+def test_pages_and_pictures_come_at_the_size_asked(site: Site, made: Path) -> None:
+    paper, picture = site.upload(made / "paper.pdf"), site.upload(made / "picture.png")
+    assert webp(site.client.get(f"/page/{paper['id']}/2.webp?width=300")).width == 300
+    assert webp(site.client.get(f"/picture/{picture['id']}.webp?longest=100")).size == (100, 75)
+    response = site.client.get(f"/page/{paper['id']}/2.webp?width=300")
+    known = site.client.get(
+        f"/page/{paper['id']}/2.webp?width=300", headers={"If-None-Match": response.headers["etag"]}
+    )
+    assert known.status_code == 304
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("thumb/{film}/nan.webp", 400),
+        ("thumb/{film}/x.webp", 400),
+        ("thumb/{film}/1.webp?width=99999", 400),
+        ("thumb/{paper}/1.webp", 404),
+        ("page/{paper}/0.webp", 404),
+        ("page/{paper}/3.webp", 404),
+        ("page/{film}/1.webp", 404),
+        ("picture/{film}.webp", 404),
+        ("picture/{paper}.webp?longest=0", 400),
+        ("media/..%2f..%2fstore.sqlite", 404),
+    ],
+)
+def test_what_is_not_there_is_a_sentence(site: Site, made: Path, film: dict[str, Any], path: str, status: int) -> None:
+    paper = site.upload(made / "paper.pdf")
+    response = site.client.get("/" + path.format(film=film["id"], paper=paper["id"]))
+    assert response.status_code == status, response.text
+
+
+def test_many_thumbnails_at_once(site: Site, film: dict[str, Any]) -> None:
+    """What scrolling a timeline does; each is made once and then read from disk."""
+    urls = [f"/thumb/{film['id']}/{second / 10}.webp?width=64" for second in range(12)]
+    with ThreadPoolExecutor(12) as pool:
+        first = [response.content for response in pool.map(site.client.get, urls)]
+    made = list((site.store.data_dir / "pictures" / film["digest"]).glob("*-64.webp"))
+    assert len(made) == 12
+    assert [site.client.get(url).content for url in urls] == first
+
+
+# Playable copies
+
+
+def state_of(site: Site, file_id: str) -> dict[str, Any]:
+    return site.client.get(f"/media/{file_id}/state").json()  # type: ignore[no-any-return]
+
+
+def test_what_a_browser_plays_is_played_as_it_is(site: Site, film: dict[str, Any]) -> None:
+    assert film["playable"] is True
+    assert state_of(site, film["id"]) == {
+        "play": "as_is",
+        "progress": 1.0,
+        "url": f"/media/{film['id']}",
+        "sentence": "",
+    }
+
+
+def test_a_copy_is_made_of_what_a_browser_cannot_play(site: Site, made: Path) -> None:
+    path = clips.colour_clip(made / "old.avi", 3, codec="mpeg4", clock=Fraction(1, 10))
+    stored = site.upload(path)
+    assert stored["playable"] is False
+    assert state_of(site, stored["id"])["play"] in {"making", "ready"}
+    wait_until(lambda: state_of(site, stored["id"])["play"] == "ready", 60)
+    copy = site.client.get(state_of(site, stored["id"])["url"])
+    assert copy.headers["content-type"] == "video/mp4" and copy.content != path.read_bytes()
+    with av.open(io.BytesIO(copy.content)) as container:
+        assert container.streams.video[0].codec_context.name == "h264"
+    original = site.client.get(f"/media/{stored['id']}?original=1")
+    assert original.content == path.read_bytes() and "attachment" in original.headers["content-disposition"]
+    assert original.headers["etag"] != copy.headers["etag"]
+
+
+def test_a_server_that_stops_cancels_the_copy(tmp_path: Path) -> None:
+    path = clips.colour_clip(tmp_path / "long.avi", 120, codec="mpeg4", clock=Fraction(1, 10), size=(640, 360))
+    for site in running(Settings(data_dir=tmp_path / "data")):
+        stored = site.upload(path)
+        assert state_of(site, stored["id"])["play"] == "making"
+    left = [path.name for path in (tmp_path / "data" / "media").rglob("*.play.mp4*")]
+    assert left in ([], [f"{stored['digest']}.play.mp4"])
+
+
+def test_asyncio_is_not_blocked_by_an_upload(site: Site, made: Path) -> None:
+    """Small requests answer while a slow client uploads."""
+
+    async def scene() -> None:
+        async def slowly():  # type: ignore[no-untyped-def]
+            for _ in range(20):
+                yield b"x" * 1000
+                await asyncio.sleep(0.01)
+
+        async with httpx.AsyncClient(base_url=site.address, timeout=30) as client:
+            upload = asyncio.create_task(client.post("/upload", content=slowly()))
+            for _ in range(10):
+                assert (await client.get("/media/unknown")).status_code == 404
+            assert (await upload).status_code == 400
+
+    asyncio.run(scene())
