@@ -1,0 +1,130 @@
+// The right pane: a tab per file, and in it the second, the page or the box that an answer speaks of.
+
+import { clock, fill, h, icon, iconButton, t } from "./dom.js";
+import { on, readLink, state } from "./session.js";
+import { open as openLink } from "./links.js";
+import { player } from "./player.js";
+import { pages } from "./pages.js";
+import { picture } from "./picture.js";
+
+let root, tabs, stage, cited;
+let current = null; // id of the file shown
+const viewers = new Map(); // file id -> {element, open(link), marks(links), close()}
+let shownHref = null;
+
+export function mount({ element }) {
+  root = element.firstElementChild;
+  tabs = h("div.qv-tabs", { role: "tablist", label_t: "evidence" });
+  stage = h("div.qv-stage");
+  cited = h("div.qv-cited");
+  fill(root,
+    h("div.qv-evidence-head", {}, h("button.qv-handle", { type: "button", label_t: "close", onclick: () => reveal(false) }), tabs,
+      iconButton("close", "close", () => reveal(false), { className: "qv-ib qv-close-evidence" })),
+    h("div.qv-evidence-body", {}, stage, cited));
+  on("open", (link) => { show(link.file, link); reveal(true); });
+  on("thread", ({ other }) => { if (other) closeAll(); draw(); });
+  on("answered", schedule);
+  on("evidence", reveal);
+  on("language", () => { for (const viewer of viewers.values()) viewer.close(); viewers.clear(); const file = state.thread.files[current]; draw(); if (file) show(file); });
+  addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && document.body.classList.contains("qv-evidence-up") && small()) { event.preventDefault(); reveal(false); }
+  });
+  draw();
+}
+
+const small = () => matchMedia("(max-width: 900px)").matches;
+
+/** On a phone the pane is a sheet that comes up; on a desk it can be put away. */
+function reveal(up) {
+  if (small()) document.body.classList.toggle("qv-evidence-up", up);
+  else document.body.classList.toggle("qv-evidence-away", !up);
+}
+
+function closeAll() {
+  for (const viewer of viewers.values()) viewer.close();
+  viewers.clear();
+  current = null;
+  shownHref = null;
+  document.body.classList.remove("qv-evidence-up", "qv-evidence-away");
+}
+
+function draw() {
+  const files = Object.values(state.thread.files);
+  document.body.classList.toggle("qv-has-evidence", files.length > 0);
+  if (!files.length) {
+    fill(tabs);
+    fill(stage, h("div.qv-nothing", {}, icon("quote", 26), h("strong", {}, t("no_evidence")), h("span", {}, t("no_evidence_more"))));
+    fill(cited);
+    return;
+  }
+  if (!current || !state.thread.files[current]) show(files[files.length - 1]);
+  drawTabs();
+  collect();
+}
+
+function drawTabs() {
+  fill(tabs, Object.values(state.thread.files).map((file) => h("button.qv-tab", {
+    type: "button", role: "tab", "aria-selected": String(file.id === current), title: file.name, onclick: () => show(file),
+  }, icon(file.kind === "video" ? "film" : file.kind === "document" ? "page" : "image", 15), h("span", {}, file.name))));
+}
+
+function show(file, link) {
+  const known = state.thread.files[file.id] || file;
+  if (!state.thread.files[file.id]) return; // a file of a message that is not accepted yet
+  if (current !== known.id) viewers.get(current)?.pause?.();
+  current = known.id;
+  let viewer = viewers.get(known.id);
+  if (!viewer) {
+    viewer = known.missing ? gone() : { video: player, document: pages, image: picture }[known.kind](known);
+    viewers.set(known.id, viewer);
+  }
+  if (stage.firstChild !== viewer.element) fill(stage, viewer.element);
+  viewer.refresh?.(known);
+  drawTabs();
+  collect();
+  if (link?.href) { shownHref = link.href; viewer.open?.(link); markShown(); }
+}
+
+const gone = () => ({ element: h("div.qv-nothing", {}, icon("warn", 24), h("span", {}, t("gone"))), close() {} });
+
+// Citations of the file shown, gathered from the answers on the page ---------------------------------------------------
+
+let timer = 0;
+function schedule() {
+  if (!timer) timer = setTimeout(() => { timer = 0; collect(); }, 400);
+}
+
+function collect() {
+  const found = new Map();
+  for (const anchor of document.querySelectorAll(".qv-thread a.qv-cite")) {
+    const href = anchor.getAttribute("href");
+    const link = readLink(href);
+    if (!link || link.file.id !== current || found.has(href)) continue;
+    found.set(href, { ...link, words: anchor.textContent, around: around(anchor) });
+  }
+  const links = [...found.values()].sort((a, b) => (a.t ?? a.page ?? 0) - (b.t ?? b.page ?? 0));
+  viewers.get(current)?.marks?.(links);
+  const key = links.map((link) => link.href + link.around).join("\n");
+  if (cited.dataset.key === key && cited.dataset.file === current) { markShown(); return; }
+  cited.dataset.key = key;
+  cited.dataset.file = current || "";
+  fill(cited, links.length > 0 && [h("h2", {}, t("cited")), h("ol", {}, links.map((link) =>
+    h("li", {}, h("button.qv-citation", { type: "button", dataset: { href: link.href }, onclick: () => openLink(link.href) },
+      h("span.qv-stamp", {}, link.t !== undefined ? clock(link.t) + (link.e !== undefined ? `–${clock(link.e)}` : "") : link.page !== undefined ? `${t("page")} ${link.page}` : icon("box", 14)),
+      h("span.qv-around", {}, link.t === undefined && link.page === undefined ? link.label || link.words : link.around)))))]);
+  markShown();
+}
+
+/** The sentence a citation stands in. */
+function around(anchor) {
+  const block = anchor.closest("li, p, td, tr, h2, h3, h4, h5") || anchor.parentElement;
+  const text = (anchor.closest("tr") || block).textContent.trim();
+  const at = text.indexOf(anchor.textContent);
+  const before = text.slice(0, at).split(/[。！？!?\n]|\.\s/).pop();
+  const after = text.slice(at).split(/(?<=[。！？!?\n])|(?<=\.)\s/)[0];
+  return (before + after).trim().replace(/^[\s:：,，\-–—•]+|[\s:：,，\-–—]+$/g, "").slice(0, 160);
+}
+
+function markShown() {
+  for (const button of cited.querySelectorAll(".qv-citation")) button.classList.toggle("qv-shown", button.dataset.href === shownHref);
+}

@@ -1,0 +1,146 @@
+// Conversations on the left: search, open, rename, delete, export.
+
+import { fill, h, icon, iconButton, t } from "./dom.js";
+import { ask, command, emit, on, serve, state } from "./session.js";
+import { download } from "./code.js";
+
+let root, list, search, listed = [];
+
+export function mount({ element, server }) {
+  serve(server);
+  root = element.firstElementChild;
+  search = h("input.qv-search", { type: "search", id: "qv-search", placeholder_t: "search", label_t: "search", oninput: () => { clearTimeout(search.timer); search.timer = setTimeout(load, 180); } });
+  list = h("nav.qv-list", { label_t: "history" });
+  fill(root,
+    h("div.qv-brand", {}, h("img", { src: new URL("ui/icon.svg", document.baseURI).href, alt: "", width: 22, height: 22 }), h("strong", {}, "Qwen3-VL"),
+      h("span.qv-grow"), iconButton("close", "close", () => emit("side", false), { className: "qv-ib qv-only-small" })),
+    h("button.qv-new", { type: "button", id: "qv-new", onclick: fresh }, icon("plus", 18), h("span", { t: "new_chat" }), h("kbd", {}, mac() ? "⌘⇧O" : "Ctrl Shift O")),
+    h("label.qv-search-box", {}, icon("search", 16), search, h("kbd", {}, mac() ? "⌘K" : "Ctrl K")),
+    list);
+  addEventListener("keydown", (event) => {
+    if (!(event.ctrlKey || event.metaKey)) return;
+    if (event.key.toLowerCase() === "k") { event.preventDefault(); emit("side", true); search.focus(); search.select(); }
+    if (event.shiftKey && event.key.toLowerCase() === "o") { event.preventDefault(); fresh(); }
+  });
+  on("thread", load);
+  on("language", draw);
+  let was = null;
+  on("live", () => { if (state.live?.state !== was) { was = state.live?.state; draw(); } });
+  load();
+}
+
+const mac = () => /Mac|iPhone|iPad/.test(navigator.platform);
+
+function fresh() {
+  command({ do: "open", conversation: null });
+  emit("new");
+  emit("side", false);
+}
+
+async function load() {
+  try {
+    listed = (await ask("conversations", { search: search.value })).conversations;
+    draw();
+  } catch { /* the banner says that the server is away */ }
+}
+
+function groupOf(seconds) {
+  const day = new Date();
+  day.setHours(0, 0, 0, 0);
+  const days = Math.floor((day / 1000 - seconds) / 86_400) + 1;
+  return seconds * 1000 >= day ? "today" : days <= 1 ? "yesterday" : days <= 7 ? "week" : "older";
+}
+
+function draw() {
+  if (!listed.length) {
+    fill(list, h("p.qv-none", {}, search.value ? t("no_match", { query: search.value }) : t("no_history")));
+    return;
+  }
+  let group = "";
+  fill(list, listed.map((each) => {
+    const own = groupOf(each.updated);
+    const head = own !== group && h("h2", {}, t(own));
+    group = own;
+    return [head, entry(each)];
+  }));
+}
+
+function entry(each) {
+  const isCurrent = each.id === state.thread.conversation;
+  const writes = state.live?.conversation === each.id && state.live.state === "partial";
+  const row = h("div.qv-entry", { dataset: { id: each.id } },
+    h("button.qv-entry-title", { type: "button", title: each.title, "aria-current": isCurrent ? "true" : undefined, onclick: () => { command({ do: "open", conversation: each.id }); emit("side", false); } },
+      writes && h("span.qv-pulse"), each.title || t("untitled")),
+    iconButton("more", "more", (event) => menu(event.currentTarget, row, each)));
+  return row;
+}
+
+function menu(anchor, row, each) {
+  closeMenu();
+  const item = (name, word, call) => h("button", { type: "button", role: "menuitem", onclick: () => { closeMenu(); call(); } }, icon(name, 16), t(word));
+  const sheet = h("div.qv-menu", { role: "menu" },
+    item("edit", "rename", () => rename(row, each)),
+    item("download", "export_md", () => exported(each, "md")),
+    item("download", "export_json", () => exported(each, "json")),
+    item("close", "delete", () => confirmDelete(row, each)));
+  const place = anchor.getBoundingClientRect();
+  document.body.append(sheet);
+  sheet.style.left = `${Math.min(place.left, innerWidth - sheet.offsetWidth - 12)}px`;
+  sheet.style.top = `${Math.min(place.bottom + 4, innerHeight - sheet.offsetHeight - 12)}px`;
+  sheet.firstChild.focus();
+  sheet.addEventListener("keydown", (event) => {
+    const items = [...sheet.children];
+    const at = items.indexOf(document.activeElement);
+    if (event.key === "Escape") { event.preventDefault(); closeMenu(); anchor.focus(); }
+    if (event.key === "ArrowDown") { event.preventDefault(); items[(at + 1) % items.length].focus(); }
+    if (event.key === "ArrowUp") { event.preventDefault(); items[(at - 1 + items.length) % items.length].focus(); }
+  });
+  setTimeout(() => addEventListener("pointerdown", outside), 0);
+  function outside(event) {
+    if (sheet.contains(event.target)) return;
+    removeEventListener("pointerdown", outside);
+    sheet.remove();
+  }
+}
+
+const closeMenu = () => document.querySelector(".qv-menu")?.remove();
+
+function rename(row, each) {
+  const box = h("input.qv-input", { value: each.title, label_t: "rename", maxLength: 120 });
+  let done = false;
+  const end = async (save) => {
+    if (done) return;
+    done = true;
+    const title = box.value.trim();
+    if (save && title && title !== each.title) {
+      try { await ask("rename", { conversation: each.id, title }); } catch { /* the list shows the old name again */ }
+    }
+    load();
+  };
+  box.addEventListener("keydown", (event) => {
+    if (event.isComposing) return;
+    if (event.key === "Enter") end(true);
+    if (event.key === "Escape") { event.preventDefault(); end(false); }
+  });
+  box.addEventListener("blur", () => end(true));
+  fill(row, box);
+  box.focus();
+  box.select();
+}
+
+function confirmDelete(row, each) {
+  const yes = h("button.qv-small.qv-danger", { type: "button", t: "delete", onclick: async () => {
+    try { await ask("delete", { conversation: each.id }); } catch { /* still listed: it can be tried again */ }
+    if (each.id === state.thread.conversation) command({ do: "open", conversation: null });
+    load();
+  } });
+  fill(row, h("span.qv-entry-sure", { t: "delete_sure" }), yes, h("button.qv-small", { type: "button", t: "keep", onclick: draw }));
+  yes.focus();
+}
+
+async function exported(each, format) {
+  try {
+    const file = await ask("exported", { conversation: each.id, format });
+    download(file.name, file.text, format === "json" ? "application/json" : "text/markdown");
+  } catch { load(); }
+}

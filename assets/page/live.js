@@ -1,0 +1,45 @@
+// The running answer as it arrives: no picture of its own, it hands what came to the panes.
+
+import { command, emit, state } from "./session.js";
+import { recall, remember } from "./dom.js";
+
+const SILENCE = 15_000; // the server speaks at least every 5 s while an answer runs
+
+let heard = 0;
+
+export function mount({ watch }) {
+  watch(receive);
+  setInterval(listen, 3_000);
+  const last = recall("qv.conversation");
+  command({ do: "open", conversation: last });
+}
+
+function receive(live) {
+  if (!live) return;
+  heard = performance.now();
+  const isMine = state.sent && live.command === state.sent.command;
+  if (isMine) {
+    const sent = state.sent;
+    state.sent = null;
+    if (live.error) emit("refused", { sent, error: live.error });
+    else {
+      const shown = state.thread.conversation;
+      remember("qv.conversation", shown ? JSON.stringify(shown) : null);
+      emit("accepted", sent);
+    }
+    emit("sent");
+  }
+  if (live.error) return;
+  state.live = live;
+  emit("live");
+}
+
+/** An answer that fell silent (a lost connection, a sleeping laptop): open the conversation again, which re-attaches. */
+function listen() {
+  const live = state.live;
+  const runs = live?.state === "partial" && live.conversation === state.thread.conversation;
+  if (runs && !state.sent && performance.now() - heard > SILENCE) {
+    heard = performance.now();
+    command({ do: "open", conversation: live.conversation });
+  }
+}

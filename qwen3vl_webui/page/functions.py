@@ -1,0 +1,105 @@
+"""What the panes ask once and get one answer to: the history, the cost of a message, the model's state, stop.
+
+Each takes one JSON object and returns one; an error is `{"error": {"message", "code"}}`, for the pane to show.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+
+from qwen3vl_webui.errors import TooLong, Unsupported, UserError
+from qwen3vl_webui.page.handlers import Asked, Desk, unforeseen, view_error
+from qwen3vl_webui.page.views import view_price, view_status
+from qwen3vl_webui.services import Services
+from qwen3vl_webui.web import owner_of
+
+log = logging.getLogger(__name__)
+
+Function = Callable[[Any, gr.Request], dict[str, Any]]
+TITLE_LIMIT = 120  # characters
+
+
+def make_functions(services: Services) -> dict[str, Function]:
+    desk, store = Desk(services), services.store
+
+    def conversations(asked: Asked, owner: str) -> dict[str, Any]:
+        found = store.conversations(owner, asked.text("search", 1000))
+        return {"conversations": [{"id": each.id, "title": each.title, "updated": each.updated} for each in found]}
+
+    def rename(asked: Asked, owner: str) -> dict[str, Any]:
+        title = " ".join(asked.text("title", TITLE_LIMIT).split())
+        if not title:
+            raise Unsupported("Write a name for the conversation.")
+        store.rename(owner, asked.text("conversation"), title)
+        return {}
+
+    def delete(asked: Asked, owner: str) -> dict[str, Any]:
+        conversation_id = asked.text("conversation")
+        desk.stop(owner, conversation_id)
+        store.delete(owner, conversation_id)
+        return {}
+
+    def exported(asked: Asked, owner: str) -> dict[str, Any]:
+        from qwen3vl_webui.export import to_json, to_markdown
+
+        conversation = store.load(owner, asked.text("conversation"))
+        name = "".join(letter if letter.isalnum() else "-" for letter in conversation.title)[:60].strip("-")
+        if asked.text("format") == "json":
+            return {"name": f"{name or 'conversation'}.json", "text": to_json(conversation)}
+        return {"name": f"{name or 'conversation'}.md", "text": to_markdown(conversation)}
+
+    def stop(asked: Asked, owner: str) -> dict[str, Any]:
+        job = desk.running(owner, asked.text("conversation"))
+        if job is not None:
+            job.stop()
+        return {"stopped": job is not None}
+
+    def price(asked: Asked, owner: str) -> dict[str, Any]:
+        if not asked.text("text", 1_000_000).strip() and not asked.files:
+            asked.values = {**asked.values, "text": "?"}  # what the conversation costs already
+        try:
+            prompt = desk.prompt(desk.asked(owner, asked), asked.options)
+        except TooLong as error:
+            return {**view_price_of_nothing(services), "sentence": error.sentence, "code": error.code}
+        return view_price(prompt)
+
+    def status(asked: Asked, owner: str) -> dict[str, Any]:
+        return view_status(services.engine, services.settings)
+
+    return {
+        name: answering(name, call)
+        for name, call in {
+            "conversations": conversations,
+            "rename": rename,
+            "delete": delete,
+            "exported": exported,
+            "stop": stop,
+            "price": price,
+            "status": status,
+        }.items()
+    }
+
+
+def view_price_of_nothing(services: Services) -> dict[str, Any]:
+    context = services.engine.context_length
+    return {"tokens": context, "context": context, "answer_tokens": 0, "fits": False, "shown": []}
+
+
+def answering(name: str, call: Callable[[Asked, str], dict[str, Any]]) -> Function:
+    """`call` as Gradio calls it; trouble comes back as a value, because Gradio would hide its sentence."""
+
+    def function(values: Any, request: gr.Request) -> dict[str, Any]:
+        try:
+            return call(Asked(values), owner_of(request))
+        except UserError as error:
+            return {"error": view_error(error)}
+        except Exception:
+            log.exception("the page's %s failed", name)
+            return {"error": view_error(unforeseen())}
+
+    function.__name__ = name
+    return function
