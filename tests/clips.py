@@ -10,6 +10,7 @@ from typing import Any
 import av
 import numpy as np
 import pymupdf
+from av.stream import Disposition
 from PIL import Image
 
 # Videos. Picture n of a bars clip shows n as 16 bars, so that a test proves the picture, not the clock.
@@ -29,19 +30,27 @@ def film(
     clock: Fraction = CLOCK,
     sound: str | None = None,
     late: float = 0.0,
+    aspect: Fraction | None = None,
+    cover: bool = False,
     container_options: dict[str, str] | None = None,
     **options: str,
 ) -> Path:
     """A video whose picture n appears at `seconds[n] + late`, drawn by `picture(n, seconds)` as rgb24 or I420.
 
-    `sound` names an audio codec for a tone from 0 to the end; `options` go to the video encoder.
+    `sound` names an audio codec for a tone from 0 to the end, `aspect` is the shape of a pixel, `cover` puts a still
+    picture beside the film; `options` go to the video encoder.
     """
     times = list(seconds)
     with av.open(str(path), "w", options=container_options or {}) as container:
         video = container.add_stream(codec, rate=fps, options=options)
         video.width, video.height, video.pix_fmt = *size, pixels
         video.codec_context.time_base = clock
+        if aspect is not None:
+            video.codec_context.sample_aspect_ratio = aspect
+        still = _cover_stream(container) if cover else None
         audio = container.add_stream(sound, rate=48_000) if sound else None
+        if still is not None:
+            _draw_cover(container, still)
         if audio is not None:
             _tone(container, audio, times[-1] + late + 1 / fps)
         for number, time in enumerate(times):
@@ -65,6 +74,30 @@ def _tone(container: Any, audio: Any, seconds: float) -> None:
         for small in resampler.resample(frame):
             container.mux(audio.encode(small))
     container.mux(audio.encode(None))
+
+
+def _cover_stream(container: Any) -> Any:
+    still = container.add_stream("mjpeg", rate=1)
+    still.width, still.height, still.pix_fmt = 64, 64, "yuvj420p"
+    still.disposition = Disposition.attached_pic
+    return still
+
+
+def _draw_cover(container: Any, still: Any) -> None:
+    frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
+    frame.pts = 0
+    container.mux([*still.encode(frame), *still.encode(None)])
+
+
+def sound_clip(path: Path, seconds: float = 1.0, codec: str = "aac", cover: bool = False) -> Path:
+    """A file with a tone and no film, and where asked a cover picture."""
+    with av.open(str(path), "w") as container:
+        still = _cover_stream(container) if cover else None
+        audio = container.add_stream(codec, rate=48_000)
+        if still is not None:
+            _draw_cover(container, still)
+        _tone(container, audio, seconds)
+    return path
 
 
 def colour_at(seconds: float) -> tuple[int, int, int]:
@@ -94,7 +127,9 @@ def bars_clip(path: Path, seconds: Iterable[float], **settings: Any) -> Path:
 
 
 def read_bars(pixels: np.ndarray) -> int:
-    """The number a picture of a bars clip shows, at any size, upright."""
+    """The number a picture of a bars clip shows, at any size, upright: landscape, or turned left to portrait."""
+    if pixels.shape[0] > pixels.shape[1]:
+        pixels = np.rot90(pixels, -1)
     middle = pixels[pixels.shape[0] // 2].astype(float)
     grey = middle.mean(axis=-1) if middle.ndim == 2 else middle
     centres = [round((bit + 0.5) * len(grey) / 16) for bit in range(16)]

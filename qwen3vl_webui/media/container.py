@@ -83,6 +83,8 @@ def picture_stream(container: InputContainer) -> VideoStream:
         raise MediaError(f"The video codec {name} is not read here: save the video as H.264 in MP4.")
     if max(context.width, context.height) > LONGEST_SIDE or context.width * context.height > MOST_PIXELS:
         raise MediaError(f"This video is {context.width} x {context.height} px: at most 8192 px a side are read.")
+    if name == "hevc":  # else its decoder hides damage, and shows wrong pictures under true times
+        context.options = {"err_detect": "explode"}
     return stream
 
 
