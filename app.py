@@ -14,7 +14,7 @@ from fastapi import FastAPI
 
 from qwen3vl_webui.api import api_routes
 from qwen3vl_webui.engine.contract import Engine
-from qwen3vl_webui.engine.opening import OpeningEngine, Progress
+from qwen3vl_webui.engine.opening import OpeningEngine, Progress, Step
 from qwen3vl_webui.jobs import Jobs
 from qwen3vl_webui.media_routes import media_routes
 from qwen3vl_webui.page.mount import mount_page
@@ -22,6 +22,23 @@ from qwen3vl_webui.services import Services
 from qwen3vl_webui.settings import Settings, read_settings
 from qwen3vl_webui.store import Store
 from qwen3vl_webui.web import protect
+
+log = logging.getLogger("qwen3vl_webui")
+
+
+def in_terminal_too(progress: Progress) -> Progress:
+    """Logs a line when a stage begins and at every tenth of it, besides telling the page."""
+    told = ("", -1)
+
+    def tell(step: Step) -> None:
+        nonlocal told
+        now = (step.stage, 10 * step.done // step.total if step.total else 0)
+        if now != told:
+            told = now
+            log.info(step.sentence)
+        progress(step)
+
+    return tell
 
 
 def open_engine(settings: Settings, progress: Progress) -> Engine:
@@ -34,7 +51,7 @@ def open_engine(settings: Settings, progress: Progress) -> Engine:
         quantization=settings.quantization,
         hub=settings.hub,
         context_length=settings.context_length,
-        progress=progress,
+        progress=in_terminal_too(progress),
     )
     return LocalEngine(loaded, settings.context_length)
 
@@ -62,7 +79,7 @@ def main() -> None:
     store = Store(settings.data_dir)
     engine = OpeningEngine(lambda progress: open_engine(settings, progress))
     app = build(Services(settings, engine, store, Jobs(engine, store)))
-    logging.info("Open http://%s:%d", "localhost" if settings.is_local else settings.host, settings.port)
+    log.info("Open http://%s:%d", "localhost" if settings.is_local else settings.host, settings.port)
     uvicorn.run(app, host=settings.host, port=settings.port, log_level="warning", timeout_graceful_shutdown=3)
 
 
