@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,7 +16,7 @@ from transformers import AutoModelForImageTextToText, Qwen3VLTextConfig
 from qwen3vl_webui.errors import EngineError, Unsupported
 from qwen3vl_webui.model import loading
 from qwen3vl_webui.model.checkpoint import Progress
-from qwen3vl_webui.model.inputs import image_patches
+from qwen3vl_webui.model.inputs import frame_patches
 from qwen3vl_webui.model.loading import LoadedModel, load, pick_quantization, weight_bytes
 from tests.tiny import tiny_checkpoint, write_json
 
@@ -26,12 +27,11 @@ def one_thread() -> None:
 
 
 def compute(text: Any, lm_head: Any, vision: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of a short text and features [1 + taps, tokens, hidden] of a picture."""
-    generator = torch.Generator().manual_seed(3)
-    pixels = torch.randint(0, 256, (64, 96, 3), generator=generator, dtype=torch.uint8).numpy()
+    """Logits of a short text and features [1 + taps, tokens, hidden] of two frames."""
+    frames = np.random.default_rng(3).integers(0, 256, (2, 64, 96, 3), np.uint8)
     with torch.no_grad():
         logits = lm_head(text(input_ids=torch.arange(40, 80)[None], use_cache=False).last_hidden_state)[0]
-        output = vision(image_patches(pixels, (96, 64)), grid_thw=torch.tensor([[1, 4, 6]]), return_dict=True)
+        output = vision(frame_patches(*frames), grid_thw=torch.tensor([[1, 4, 6]]), return_dict=True)
     return logits, torch.stack([output.pooler_output, *output.deepstack_features])
 
 
