@@ -160,6 +160,13 @@ class Resize:
         return np.ascontiguousarray(np.rot90(small.to_ndarray(), turns))
 
 
+def first_picture(container: InputContainer, stream: VideoStream) -> VideoFrame | None:
+    """The first picture that decodes, or None: proof that the file can be shown, and its size and rotation."""
+    container.seek(container.start_time or 0)
+    pictures = Pictures(container, stream)
+    return next((frame for _, frame in pictures.play(container.demux(stream))), None)
+
+
 def read_pictures(
     file: BinaryIO, wanted: np.ndarray, starts: np.ndarray, width: int, height: int
 ) -> Iterator[tuple[float, np.ndarray]]:

@@ -155,7 +155,7 @@ def choose(clip: Clip, times: FrameTimes, fps: float, most: int) -> list[tuple[f
         middle = float(on_screen(times.shown, (first + last) / 2))
         return [(middle, middle)]
     if count > most:
-        moments = np.linspace(first, last, most)
+        moments: np.ndarray = np.linspace(first, last, most)
     else:
         moments = first + np.arange(count) * step
         beyond = last - moments[-1] > step / 2 and count < most

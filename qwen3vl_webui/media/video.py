@@ -21,7 +21,7 @@ import numpy.ma  # np.unique imports it on first use, when the sandbox allows no
 from qwen3vl_webui.errors import MediaError
 from qwen3vl_webui.media import container as opening
 from qwen3vl_webui.media import sandbox
-from qwen3vl_webui.media.pictures import EXACT, Pictures, count_pictures, read_pictures
+from qwen3vl_webui.media.pictures import EXACT, count_pictures, first_picture, read_pictures
 from qwen3vl_webui.media.sampling import FrameTimes
 from qwen3vl_webui.media.values import Clip, Frame, FramePlan
 
@@ -235,10 +235,3 @@ def counted_times(dts: list[int | None], lengths: list[int], base: float, rate: 
         step = 0.0 if before is None or after is None else (after - before) * base
         steps.append(step if step > 0 else length * base if length > 0 else 1 / rate)
     return np.concatenate([[0.0], np.cumsum(steps)]) if dts else np.zeros(0)
-
-
-def first_picture(container: Any, stream: Any) -> Any:
-    """The first picture that decodes, or None: proof that the file can be shown, and its upright size."""
-    container.seek(container.start_time or 0)
-    pictures = Pictures(container, stream)
-    return next((frame for _, frame in pictures.play(container.demux(stream))), None)

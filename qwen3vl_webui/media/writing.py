@@ -15,7 +15,7 @@ from av.video.reformatter import VideoReformatter
 
 from qwen3vl_webui.errors import MediaError
 from qwen3vl_webui.media import container as opening
-from qwen3vl_webui.media.pictures import EXACT, THREADS, Pictures, set_threads
+from qwen3vl_webui.media.pictures import EXACT, THREADS, Pictures, first_picture, set_threads
 
 SOUND_IN_MP4 = {"h264": {"aac", "mp3"}, "vp9": {"aac", "mp3", "opus"}, "av1": {"aac", "mp3", "opus"}}
 SOUND_CODECS = ("aac", "mp3", "mp2", "ac3", "eac3", "opus", "vorbis", "flac", "wmav2")  # and every pcm_*
@@ -172,12 +172,17 @@ def encode(file: BinaryIO, target: BinaryIO, shown: np.ndarray, seekable: bool) 
     the n-th picture out of the decoder is shown at `shown[n]`."""
     os.nice(10)  # in the background: answers come first
     with opening.open_container(file) as container:
+        first = first_picture(container, opening.picture_stream(container))
+        if first is None:
+            raise MediaError(opening.DAMAGED)
+    file.seek(0)
+    with opening.open_container(file) as container:
         stream, sound = opening.picture_stream(container), first_sound(container)
         set_threads(stream, THREADS)
         report = Report(float(shown[-1]))
         with open_mp4(target, len(shown) + round(shown[-1] * 50) + 1000) as written:
             decoder = Pictures(container, stream)
-            pictures = Film(written, shown, opening.pixel_aspect(stream))
+            pictures = Film(written, shown, first, opening.pixel_aspect(stream))
             encoder = Sound(written, sound, opening.start_of(container)) if sound is not None else None
             number = 0
             for packet in container.demux([one for one in (stream, sound) if one is not None]):
@@ -201,35 +206,29 @@ def encode(file: BinaryIO, target: BinaryIO, shown: np.ndarray, seekable: bool) 
 class Film:
     """Pictures encoded as H.264, at most 720p, a keyframe every 2 seconds; the rotation mark is kept."""
 
-    def __init__(self, written: Any, shown: np.ndarray, aspect: float) -> None:
-        self.written, self.aspect = written, aspect
-        self.fps = min(60, max(1, round(len(shown) / max(float(shown[-1] - shown[0]), 1.0))))
+    def __init__(self, written: Any, shown: np.ndarray, first: Any, aspect: float) -> None:
+        self.written = written
         self.reformatter = VideoReformatter()
-        self.output = written.add_stream("libx264", rate=self.fps, options={"preset": "veryfast", "crf": "26"})
-        self.last: int | None = None
+        width, height = opening.upright_size(first.width, first.height, aspect, 0)
+        scale = min(1.0, TALLEST / min(width, height))
+        fps = min(60, max(1, round(len(shown) / max(float(shown[-1] - shown[0]), 1.0))))
+        self.output = written.add_stream("libx264", rate=fps, options={"preset": "veryfast", "crf": "26"})
+        self.output.width, self.output.height = (max(2, round(side * scale / 2) * 2) for side in (width, height))
+        self.output.pix_fmt = "yuv420p"
+        context = self.output.codec_context
+        context.time_base, context.gop_size, context.thread_count = CLOCK, 2 * fps, THREADS
+        if first.rotation:
+            self.output.set_display_rotation(first.rotation)
+        self.last = -1
 
     def add(self, frame: Any, seconds: float) -> None:
-        if self.last is None:
-            self._open(frame)
         size = (self.output.width, self.output.height)
         small = self.reformatter.reformat(frame, *size, "yuv420p", interpolation="AREA", threads=1)
         small.pict_type = 0  # else the encoder repeats the source's choice of keyframes
         ticks = round(seconds / CLOCK)
-        small.pts = self.last = ticks if self.last is None else max(ticks, self.last + 1)
+        small.pts = self.last = max(ticks, self.last + 1)
         small.time_base = CLOCK
         self.written.mux(self.output.encode(small))
 
-    def _open(self, frame: Any) -> None:
-        width, height = opening.upright_size(frame.width, frame.height, self.aspect, 0)
-        scale = min(1.0, TALLEST / min(width, height))
-        self.output.width, self.output.height = (max(2, round(side * scale / 2) * 2) for side in (width, height))
-        self.output.pix_fmt = "yuv420p"
-        context = self.output.codec_context
-        context.time_base, context.gop_size, context.thread_count = CLOCK, 2 * self.fps, THREADS
-        if frame.rotation:
-            self.output.set_display_rotation(frame.rotation)
-
     def finish(self) -> None:
-        if self.last is None:
-            raise MediaError(opening.DAMAGED)
         self.written.mux(self.output.encode(None))
