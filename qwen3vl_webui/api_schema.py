@@ -136,11 +136,11 @@ def read_chat_request(body: bytes) -> ChatRequest:
         param = place(worst["loc"])
         if worst["type"] == "extra_forbidden":
             raise Unsupported(f"`{param}` is not supported here. Leave it out.", param=param) from None
-        if worst["type"] == "json_invalid":
-            raise UserError("The body is not valid JSON.") from None
+        if not param:
+            raise UserError("The body is not a valid JSON object.") from None
         if str(worst["loc"][0]) in NEUTRAL:
             raise Unsupported(f"`{param}` has only its neutral value here. Leave it out.", param=param) from None
-        raise UserError(f"`{param}`: {worst['msg'].rstrip('.')}.", param=param or None) from None
+        raise UserError(f"`{param}`: {worst['msg'].rstrip('.')}.", param=param) from None
 
 
 def place(steps: tuple[int | str, ...]) -> str:
@@ -151,6 +151,6 @@ def place(steps: tuple[int | str, ...]) -> str:
             text, after_index = f"{text}[{step}]", True
         elif after_index:
             after_index = False  # the tag of the union member in a list
-        elif step != "str" and not step.startswith(("list[", "tagged-union", "constrained-", "function-")):
+        elif not text or step != "str" and not step.startswith(("list[", "tagged-union", "constrained-", "function-")):
             text += f".{step}" if text else step
     return text

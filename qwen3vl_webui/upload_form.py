@@ -16,6 +16,7 @@ from qwen3vl_webui.store import Receiving
 FIELD_LIMIT = 10_000  # bytes of one plain field
 FIELDS = 20
 HEADER_LIMIT = 10_000  # bytes of one part's headers
+BROKEN = "The form is broken or was cut short. Send it again."
 
 
 class Form:
@@ -24,6 +25,7 @@ class Form:
     def __init__(self, file_field: str, open_file: Callable[[str], Receiving]) -> None:
         self.fields: dict[str, str] = {}
         self.receiving: Receiving | None = None
+        self.whole = False  # the closing boundary has come
         self._file_field, self._open_file = file_field, open_file
         self._headers: dict[bytes, bytes] = {}
         self._header_name, self._header_value = bytearray(), bytearray()
@@ -39,7 +41,8 @@ class Form:
             "on_header_end": self._end_header,
             "on_headers_finished": self._open_part,
             "on_part_data": lambda data, start, end: self._data(data[start:end]),
-            "on_part_end": self._end,
+            "on_part_end": self._end_part,
+            "on_end": self._end,
         }
         return MultipartParser(boundary, callbacks)
 
@@ -79,6 +82,9 @@ class Form:
             raise UserError(f"The field `{self._name}` is too long.", param=self._name)
 
     def _end(self) -> None:
+        self.whole = True
+
+    def _end_part(self) -> None:
         if not self._is_file:
             self.fields[self._name] = self._value.decode("utf-8", "replace")
 
@@ -99,11 +105,12 @@ async def receive_form(request: Request, file_field: str, open_file: Callable[[s
                 await to_thread.run_sync(parser.write, bytes(waiting))
                 waiting.clear()
         await to_thread.run_sync(parser.write, bytes(waiting))
-        parser.finalize()
+        if not form.whole:
+            raise UserError(BROKEN)
         finished = True
         return form
     except MultipartParseError as error:
-        raise UserError("The form is broken or was cut short. Send it again.") from error
+        raise UserError(BROKEN) from error
     finally:
         if not finished and form.receiving is not None:
             form.receiving.discard()

@@ -1,8 +1,13 @@
 """Ranges as players ask for them."""
 
-import pytest
+import asyncio
+import os
+from pathlib import Path
 
-from qwen3vl_webui.byte_ranges import is_known, read_range
+import pytest
+from starlette.types import Message
+
+from qwen3vl_webui.byte_ranges import CHUNK, FileRange, is_known, read_range
 
 
 @pytest.mark.parametrize(
@@ -43,3 +48,31 @@ def test_an_empty_file_has_no_range() -> None:
 def test_known_tags() -> None:
     assert is_known('"a", W/"b"', '"b"') and is_known("*", '"b"')
     assert not is_known("", '"b"') and not is_known('"c"', '"b"')
+
+
+def test_a_player_that_leaves_ends_the_sending(tmp_path: Path) -> None:
+    """Ten gigabytes are asked for; the client leaves after three pieces."""
+    path = tmp_path / "large.mp4"
+    path.touch()
+    os.truncate(path, 10 * 10**9)
+    sent: list[Message] = []
+
+    async def scene() -> None:
+        left = asyncio.Event()
+
+        async def receive() -> Message:
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+            if len(sent) == 4:
+                left.set()
+
+        scope = {"type": "http", "method": "GET", "headers": [(b"range", b"bytes=5-")]}
+        await asyncio.wait_for(FileRange(path, "video/mp4", "tag")(scope, receive, send), 20)
+
+    asyncio.run(scene())
+    assert sent[0]["status"] == 206
+    assert 4 <= len(sent) < 20 and all(len(message["body"]) == CHUNK for message in sent[1:])
+    assert str(path) not in [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
