@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -15,6 +16,7 @@ from fastapi import FastAPI
 from qwen3vl_webui.api import api_routes
 from qwen3vl_webui.engine.contract import Engine
 from qwen3vl_webui.engine.opening import OpeningEngine, Progress, Step
+from qwen3vl_webui.errors import UserError
 from qwen3vl_webui.jobs import Jobs
 from qwen3vl_webui.media_routes import media_routes
 from qwen3vl_webui.page.mount import mount_page
@@ -76,7 +78,10 @@ def build(services: Services) -> FastAPI:
 def main() -> None:
     settings = read_settings()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
-    store = Store(settings.data_dir)
+    try:
+        store = Store(settings.data_dir)
+    except UserError as error:
+        sys.exit(error.sentence)
     engine = OpeningEngine(lambda progress: open_engine(settings, progress))
     app = build(Services(settings, engine, store, Jobs(engine, store)))
     log.info("Open http://%s:%d", "localhost" if settings.is_local else settings.host, settings.port)
