@@ -89,8 +89,6 @@ def open_picture(file: BinaryIO) -> Picture:
 
     pillow.MAX_IMAGE_PIXELS = MOST_PIXELS
     warnings.simplefilter("error", pillow.DecompressionBombWarning)  # by default only twice the limit is an error
-    if os.fstat(file.fileno()).st_size > MOST_BYTES:
-        raise MediaError(f"This picture is larger than {MOST_BYTES // 1_000_000} MB; make it smaller and try again.")
     try:
         picture = pillow.open(file, formats=FORMATS)
     except (pillow.DecompressionBombWarning, pillow.DecompressionBombError) as error:
@@ -99,6 +97,8 @@ def open_picture(file: BinaryIO) -> Picture:
         raise
     except Exception as error:  # a format read here, broken in its header
         raise MediaError(CUT_OFF) from error
+    if os.fstat(file.fileno()).st_size > MOST_BYTES:  # asked only now: a film of that size is none of ours
+        raise MediaError(f"This picture is larger than {MOST_BYTES // 1_000_000} MB; make it smaller and try again.")
     width, height = picture.size
     if max(width, height) > MOST_RATIO * min(width, height):
         raise MediaError(

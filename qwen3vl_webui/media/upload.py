@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -76,7 +75,7 @@ def judge(file: BinaryIO) -> dict[str, Any]:
     if has_pdf_header(file):
         return {"kind": "document", "page_sizes": document.probe_pdf(file)}
     refuse_foreign(head)
-    if head.startswith(PICTURE_MARKS):
+    if head.startswith(PICTURE_MARKS) or head[4:12] in (b"ftypavif", b"ftypavis"):
         raise MediaError(image.CUT_OFF)
     return {"kind": "video"}
 
@@ -94,8 +93,8 @@ def judge_picture(file: BinaryIO) -> tuple[int, int] | None:
 
 def has_pdf_header(file: BinaryIO) -> bool:
     """Whether it may be a PDF: junk, even a whole picture, may stand before the header."""
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
-        return raw.find(b"%PDF-", 0, 1 << 20) >= 0
+    file.seek(0)
+    return b"%PDF-" in file.read(1 << 20)  # hours of film do not fit the address space, so no mmap
 
 
 def refuse_foreign(head: bytes) -> None:
