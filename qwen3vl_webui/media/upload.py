@@ -39,7 +39,7 @@ HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"
 
 def open_upload(path: Path, digest: str | None = None) -> Image | Clip | Document:
     """The file as a value. Raises MediaError with one sentence that says what to do where it cannot be used."""
-    from qwen3vl_webui.media import video
+    from qwen3vl_webui.media import container, video
 
     judged = sandbox.call(judge, path)
     digest = digest or digest_of(path)
@@ -48,7 +48,12 @@ def open_upload(path: Path, digest: str | None = None) -> Image | Clip | Documen
             return Image(path, digest, *judged["size"])
         case "document":
             return Document(path, digest, tuple(judged["page_sizes"]))
-    return video.probe(path, digest)
+    try:
+        return video.probe(path, digest)
+    except MediaError as error:
+        if error.sentence == container.REFUSED:  # true of a video, but here it may have been meant as anything
+            raise MediaError(f"This kind of file cannot be read; {READABLE}.") from error
+        raise
 
 
 def digest_of(path: Path) -> str:
