@@ -55,22 +55,29 @@ def quiet(progress: Progress) -> None:
     """Tells nobody."""
 
 
+class Halt(BaseException):
+    """What a listener raised, as it passes through a library: not an Exception, so that no retry loop swallows it."""
+
+
 class Teller:
-    """Passes progress on inside a library's download, and remembers when the listener raised to stop it: that is no
-    failure of the download, and must come out as it was raised."""
+    """Passes progress on from inside a library. What the listener raises to stop the work is no failure of the
+    library's: it leaves the `with` block as it was raised, whatever the library made of it."""
 
     def __init__(self, report: Report) -> None:
         self.report = report
-        self.stopped: BaseException | None = None
+        self.stopped: Exception | None = None
 
     def __call__(self, progress: Progress) -> None:
         try:
             self.report(progress)
-        except BaseException as stopped:
+        except Exception as stopped:
             self.stopped = stopped
-            raise
+            raise Halt from stopped
 
-    def raise_if_stopped(self) -> None:
+    def __enter__(self) -> Teller:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         if self.stopped is not None:
             raise self.stopped
 
@@ -152,23 +159,26 @@ def fetch_from_huggingface(model_id: str, progress: Report) -> Path:
     except LocalEntryNotFoundError:
         log.info("%s is not complete on disk.", model_id)
     progress(Progress("downloading"))
-    teller = Teller(progress)
     endpoint = os.environ.get("HF_ENDPOINT") or None
-    try:
-        return Path(
-            snapshot_download(model_id, allow_patterns=FILES, endpoint=endpoint, tqdm_class=download_bar(teller))
-        )
-    except GatedRepoError as error:
-        raise EngineError(
-            f"{model_id} asks for consent: accept its terms on the hub, then sign in with `hf auth login`."
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise NotFound(f"The hub has no model {model_id} (or it is private: sign in with `hf auth login`).") from error
-    except LocalEntryNotFoundError as error:
-        raise EngineError(unreachable(model_id, "huggingface")) from error
-    except Exception as error:  # whatever the transport raises: a broken connection, a full disk, a proxy
-        teller.raise_if_stopped()
-        raise EngineError(f"Fetching {model_id} failed ({error}). Start again to go on where it stopped.") from error
+    with Teller(progress) as tell:
+        try:
+            return Path(
+                snapshot_download(model_id, allow_patterns=FILES, endpoint=endpoint, tqdm_class=download_bar(tell))
+            )
+        except GatedRepoError as error:
+            raise EngineError(
+                f"{model_id} asks for consent: accept its terms on the hub, then sign in with `hf auth login`."
+            ) from error
+        except RepositoryNotFoundError as error:
+            raise NotFound(
+                f"The hub has no model {model_id} (or it is private: sign in with `hf auth login`)."
+            ) from error
+        except LocalEntryNotFoundError as error:
+            raise EngineError(unreachable(model_id, "huggingface")) from error
+        except Exception as error:  # whatever the transport raises: a broken connection, a full disk, a proxy
+            raise EngineError(
+                f"Fetching {model_id} failed ({error}). Start again to go on where it stopped."
+            ) from error
 
 
 def unreachable(model_id: str, hub: Hub) -> str:
@@ -216,7 +226,7 @@ def fetch_from_modelscope(model_id: str, progress: Report) -> Path:
     except Exception as error:  # its client raises ValueError, its own errors and others for "not here"
         log.info("%s is not complete on disk (%s).", model_id, error)
     progress(Progress("downloading"))
-    teller = Teller(progress)
+    tell = Teller(progress)
     sizes: dict[str, int] = {}
     done: dict[str, int] = {}
 
@@ -227,18 +237,18 @@ def fetch_from_modelscope(model_id: str, progress: Report) -> Path:
 
         def update(self, size: int) -> None:
             done[self.filename] += size
-            teller(Progress("downloading", sum(done.values()), sum(sizes.values())))
+            tell(Progress("downloading", sum(done.values()), sum(sizes.values())))
 
         def end(self) -> None:
             done[self.filename] = sizes[self.filename]
 
-    try:
-        return Path(snapshot_download(model_id, allow_patterns=FILES, progress_callbacks=[Callback]))
-    except Exception as error:  # the client has no one error for "cannot reach" and "not there"
-        teller.raise_if_stopped()
-        if "404" in str(error) or "not exist" in str(error).lower():
-            raise NotFound(f"ModelScope has no model {model_id}.") from error
-        raise EngineError(f"{unreachable(model_id, 'modelscope')} ({error})") from error
+    with tell:
+        try:
+            return Path(snapshot_download(model_id, allow_patterns=FILES, progress_callbacks=[Callback]))
+        except Exception as error:  # the client has no one error for "cannot reach" and "not there"
+            if "404" in str(error) or "not exist" in str(error).lower():
+                raise NotFound(f"ModelScope has no model {model_id}.") from error
+            raise EngineError(f"{unreachable(model_id, 'modelscope')} ({error})") from error
 
 
 def check(folder: Path) -> dict[str, Any]:

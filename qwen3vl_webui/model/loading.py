@@ -301,27 +301,26 @@ def load_folder(
     if quantization != "none":
         options["quantization_config"] = quantization_config(quantization, dtype)
     model_class: Any = Qwen3VLMoeForConditionalGeneration if mixture else Qwen3VLForConditionalGeneration
-    teller = Teller(progress)
-    try:
-        with loading_reports(teller):
-            model, report = model_class.from_pretrained(
-                folder,
-                config=config,
-                dtype=dtype,
-                device_map={"": str(place)},
-                attn_implementation="sdpa",
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-                **options,
-            )
-    except torch.cuda.OutOfMemoryError as error:
-        raise OutOfMemory(
-            f"{name} does not fit in the memory of {describe(place)}: use --quantization 4bit or a smaller --model."
-        ) from error
-    except (SafetensorError, RuntimeError, OSError) as error:
-        teller.raise_if_stopped()
-        raise damaged(folder, error) from error
+    with Teller(progress) as tell:
+        try:
+            with loading_reports(tell):
+                model, report = model_class.from_pretrained(
+                    folder,
+                    config=config,
+                    dtype=dtype,
+                    device_map={"": str(place)},
+                    attn_implementation="sdpa",
+                    use_safetensors=True,
+                    local_files_only=True,
+                    output_loading_info=True,
+                    **options,
+                )
+        except torch.cuda.OutOfMemoryError as error:
+            raise OutOfMemory(
+                f"{name} does not fit in the memory of {describe(place)}: use --quantization 4bit or a smaller --model."
+            ) from error
+        except (SafetensorError, RuntimeError, OSError) as error:
+            raise damaged(folder, error) from error
     if report["missing_keys"]:  # the library would go on with random weights
         raise damaged(folder, f"no {sorted(report['missing_keys'])[0]}")
     model.model.visual.patch_embed = PatchEmbedding(model.model.visual.patch_embed.proj)
