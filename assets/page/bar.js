@@ -23,7 +23,7 @@ export function mount({ element, server }) {
   on("language", draw);
   on("thread", () => { title.textContent = state.thread.title || ""; document.title = state.thread.title ? `${state.thread.title} · Qwen3-VL` : "Qwen3-VL"; });
   on("side", (isOpen) => document.body.classList.toggle("qv-side-up", isOpen));
-  document.body.append(h("div.qv-side-shade", { onclick: () => emit("side", false) }));
+  document.getElementById("qv").append(h("div.qv-side-shade", { onclick: () => emit("side", false) }));
   addEventListener("keydown", (event) => { if (event.key === "Escape" && document.body.classList.contains("qv-side-up")) { event.preventDefault(); emit("side", false); } }, true);
   draw();
   poll();

@@ -325,9 +325,6 @@ function drawMeter(answer) {
   }
 }
 
-function planWords(plan) {
-  if (plan.pages) return t("meter_plan", { plan: `${t("pages")} ${plan.pages}` });
-  return t("meter_plan", { plan: t("plan_span", { time: clock(plan.end) }) });
-}
+const planWords = (plan) => t("meter_plan", { plan: plan.pages ? `${t("pages")} ${plan.pages}` : t("plan_frames") });
 
 const short = (value) => (value < 10_000 ? number(value) : `${Math.round(value / 1000)}K`);

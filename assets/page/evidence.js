@@ -11,6 +11,7 @@ let root, tabs, stage, cited;
 let current = null; // id of the file shown
 const viewers = new Map(); // file id -> {element, open(link), marks(links), close()}
 let shownHref = null;
+let attached = null; // id of the newest message with files
 
 export function mount({ element }) {
   root = element.firstElementChild;
@@ -57,7 +58,10 @@ function draw() {
     fill(cited);
     return;
   }
-  if (!current || !state.thread.files[current]) show(files[files.length - 1]);
+  const asked = state.thread.turns.filter((turn) => turn.files.length).pop();
+  const newest = asked && asked.id !== attached ? asked.files[0] : null; // files of a new message come to the front
+  attached = asked?.id;
+  if (newest || !state.thread.files[current]) show(newest || files[files.length - 1]);
   drawTabs();
   collect();
 }
@@ -117,11 +121,13 @@ function collect() {
 
 /** The sentence a citation stands in. */
 function around(anchor) {
-  const block = anchor.closest("li, p, td, tr, h2, h3, h4, h5") || anchor.parentElement;
-  const text = (anchor.closest("tr") || block).textContent.trim();
+  const row = anchor.closest("tr");
+  if (row) return [...row.cells].map((cell) => cell.textContent.trim()).filter((words) => words && words !== anchor.textContent).join(" · ").slice(0, 160);
+  const block = anchor.closest("li, p, h2, h3, h4, h5, h6") || anchor.parentElement;
+  const text = block.textContent.trim();
   const at = text.indexOf(anchor.textContent);
-  const before = text.slice(0, at).split(/[。！？!?\n]|\.\s/).pop();
-  const after = text.slice(at).split(/(?<=[。！？!?\n])|(?<=\.)\s/)[0];
+  const before = text.slice(0, at).split(/[。！？!?；\n]|(?<![\s(（][A-Za-z]{1,2})\.\s/).pop();
+  const after = text.slice(at).split(/(?<=[。！？!?；\n])|(?<=(?<![\s(（][A-Za-z]{1,2})\.)\s/)[0];
   return (before + after).trim().replace(/^[\s:：,，\-–—•]+|[\s:：,，\-–—]+$/g, "").slice(0, 160);
 }
 

@@ -214,7 +214,8 @@ function link({ label, href }, live) {
     const words = inline(label.replace(/^[▣◎▸]\s*/, "") || t("boxes"), live);
     if (!known) return h("span", {}, words);
     const kind = known.box ? "box" : known.point ? "point" : known.t !== undefined ? "time" : "page";
-    return h(`a.qv-cite.qv-cite-${kind}`, { href, title: known.file.name }, words);
+    const short = label.length < 24 ? ".qv-short" : "";
+    return h(`a.qv-cite.qv-cite-${kind}${short}`, { href, title: known.file.name }, words);
   }
   if (/^https?:\/\//i.test(href)) return outside(href, inline(label, live));
   return h("span", {}, inline(label, live));

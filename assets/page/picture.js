@@ -58,15 +58,16 @@ export function overlay() {
       const name = link.label || link.words || "";
       if (single ? link.href !== single : hidden.has(name)) continue;
       const colour = `hsl(${hue(link)} 85% 55%)`;
+      const ground = `hsl(${hue(link)} 60% 36%)`;
       if (link.box) {
         const [x1, y1, x2, y2] = [Math.min(link.box[0], link.box[2]), Math.min(link.box[1], link.box[3]), Math.max(link.box[0], link.box[2]), Math.max(link.box[1], link.box[3])];
         shapes.append(svg("rect", { x: x1, y: y1, width: x2 - x1, height: y2 - y1, class: "qv-box-shape", style: `--mark:${colour}`, "data-href": link.href }));
-        if (name) labels.append(h("span", { style: { left: `${x1 / 10}%`, top: `${y1 / 10}%`, background: colour }, className: y1 < 60 ? "qv-label-in" : "" }, name));
+        if (name) labels.append(h("span", { style: { left: `${x1 / 10}%`, top: `${y1 / 10}%`, background: ground }, className: y1 < 60 ? "qv-label-in" : "" }, name));
       }
       if (link.point) {
         const [x, y] = link.point;
         labels.append(h("i", { className: "qv-point", style: { left: `${x / 10}%`, top: `${y / 10}%`, background: colour }, dataset: { href: link.href } }));
-        if (name) labels.append(h("span", { style: { left: `${x / 10}%`, top: `${y / 10}%`, background: colour }, className: "qv-label-point" }, name));
+        if (name) labels.append(h("span", { style: { left: `${x / 10}%`, top: `${y / 10}%`, background: ground }, className: "qv-label-point" }, name));
       }
     }
     legend.hidden = !links.length;

@@ -12,6 +12,8 @@ const SAMPLING = [
   { key: "repetition_penalty", least: 0.5, most: 2, step: 0.01 },
 ];
 
+const PARTS = ["start", "end", "pages"];
+
 let root, body, back;
 
 export function mount({ element }) {
@@ -21,12 +23,14 @@ export function mount({ element }) {
   root.setAttribute("role", "dialog");
   fill(root, h("div.qv-drawer-head", {}, h("h1", { t: "settings" }), iconButton("close", "close", () => open(false))), body);
   back = h("div.qv-shade", { onclick: () => open(false) });
-  root.after(back);
+  document.getElementById("qv").append(back); // inside its stacking order
   root.inert = true;
   on("drawer", open);
   on("language", draw);
   on("status", draw);
-  on("plan", (plan) => { set("start", plan.start ?? null); set("end", plan.end ?? null); if (plan.pages) set("pages", plan.pages); draw(); });
+  on("plan", (plan) => { for (const [key, value] of Object.entries(plan)) set(key, value); draw(); });
+  on("accepted", (sent) => { if (sent.do === "send" && sent.files.length) forgetParts(); });
+  on("new", forgetParts);
   addEventListener("keydown", (event) => { if (event.key === "Escape" && document.body.classList.contains("qv-drawer-open")) { event.preventDefault(); open(false); } }, true);
   draw();
 }
@@ -37,12 +41,18 @@ function open(isOpen = !document.body.classList.contains("qv-drawer-open")) {
   if (isOpen) root.querySelector("input, textarea")?.focus({ preventScroll: true });
 }
 
+/** Pages and spans belong to the files of one message. */
+function forgetParts() {
+  for (const key of PARTS) if (key in state.options) set(key, null);
+  draw();
+}
+
 function set(key, value) {
   const next = { ...state.options };
   if (value === null || value === "" || value === undefined || Number.isNaN(value)) delete next[key];
   else next[key] = value;
   state.options = next;
-  remember("qv.options", next);
+  remember("qv.options", Object.fromEntries(Object.entries(next).filter(([name]) => !PARTS.includes(name))));
   emit("options");
 }
 

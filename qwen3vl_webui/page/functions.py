@@ -11,7 +11,9 @@ from typing import Any
 
 import gradio as gr
 
+from qwen3vl_webui.conversation import Conversation
 from qwen3vl_webui.errors import TooLong, Unsupported, UserError
+from qwen3vl_webui.media.values import Document
 from qwen3vl_webui.page.handlers import Asked, Desk, unforeseen, view_error
 from qwen3vl_webui.page.views import view_price, view_status
 from qwen3vl_webui.services import Services
@@ -61,11 +63,12 @@ def make_functions(services: Services) -> dict[str, Function]:
     def price(asked: Asked, owner: str) -> dict[str, Any]:
         if not asked.text("text", 1_000_000).strip() and not asked.files:
             asked.values = {**asked.values, "text": "?"}  # what the conversation costs already
+        conversation, options = desk.asked(owner, asked), asked.options
         try:
-            prompt = desk.prompt(desk.asked(owner, asked), asked.options)
+            return view_price(desk.prompt(conversation, options))
         except TooLong as error:
-            return {**view_price_of_nothing(services), "sentence": error.sentence, "code": error.code}
-        return view_price(prompt)
+            plan = fitting_plan(desk, conversation, options)
+            return {**full(services), "sentence": error.sentence, "code": error.code, "plan": plan}
 
     def status(asked: Asked, owner: str) -> dict[str, Any]:
         return view_status(services.engine, services.settings)
@@ -84,7 +87,33 @@ def make_functions(services: Services) -> dict[str, Function]:
     }
 
 
-def view_price_of_nothing(services: Services) -> dict[str, Any]:
+def fitting_plan(desk: Desk, conversation: Conversation, options: dict[str, Any]) -> dict[str, Any] | None:
+    """Settings that would make a message fit: frames chosen by the model's budget, or the first pages of its PDF."""
+
+    def fits(change: dict[str, Any]) -> bool:
+        changed = {key: value for key, value in {**options, **change}.items() if value is not None}
+        try:
+            desk.prompt(conversation, changed)
+        except UserError:
+            return False
+        return True
+
+    automatic: dict[str, Any] = {key: None for key in ("fps", "most_moments") if key in options}
+    if automatic and fits(automatic):
+        return automatic
+    documents = [
+        media for media in map(desk.store.media, conversation.path[-1].attachments) if isinstance(media, Document)
+    ]
+    if not documents or "pages" in options:
+        return None
+    low, high = 0, min(document.pages for document in documents)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits({"pages": f"1-{middle}"}) else (low, middle - 1)
+    return {"pages": f"1-{low}"} if low else None
+
+
+def full(services: Services) -> dict[str, Any]:
     context = services.engine.context_length
     return {"tokens": context, "context": context, "answer_tokens": 0, "fits": False, "shown": []}
 

@@ -18,7 +18,7 @@ from typing import Any
 import gradio as gr
 from anyio import to_thread
 
-from qwen3vl_webui.conversation import Attachment, Conversation
+from qwen3vl_webui.conversation import Attachment, Conversation, Turn
 from qwen3vl_webui.errors import EngineError, NotFound, Unsupported, UserError
 from qwen3vl_webui.jobs import Job
 from qwen3vl_webui.page.linking import Linking, linked, sources_of
@@ -100,15 +100,13 @@ class Desk:
             raise Unsupported("Write a question, or add a file.")
         instead_of = asked.text("turn") if asked.text("do") == "edit" else None
         try:
-            return conversation.ask(
-                text, attachments, task=asked.text("task"), options=asked.options, instead_of=instead_of
-            )
+            options = {**(kept(conversation.turn(instead_of)) if instead_of else {}), **asked.options}
+            return conversation.ask(text, attachments, task=asked.text("task"), options=options, instead_of=instead_of)
         except KeyError:
             raise NotFound("This message is no longer there. Reload the page.") from None
 
     def begin(self, owner: str, asked: Asked) -> tuple[Conversation, Job]:
         """Plans the question, commits it with an empty answer and starts the answer."""
-        options = asked.options
         self.stop(owner, asked.text("conversation"))  # before it is loaded: its last words change the version
         if asked.text("do") == "retry":
             conversation = self.conversation(owner, asked.text("conversation"))
@@ -118,9 +116,11 @@ class Desk:
             except KeyError:
                 raise NotFound("This answer is no longer there. Reload the page.") from None
             conversation = replace(conversation, leaf=question.id)
+            options = {**kept(question), **asked.options}
         else:
             conversation = self.asked(owner, asked)
             question = conversation.path[-1]
+            options = question.options
         prompt = self.prompt(conversation, options)
         conversation = conversation.update(question.id, parts=prompt.parts).answer()
         conversation = self.store.save(owner, conversation)
@@ -144,6 +144,11 @@ class Desk:
     def running(self, owner: str, conversation_id: str) -> Job | None:
         job = self.services.jobs.find(conversation_id)
         return job if job is not None and job.owner == owner and job.running else None
+
+
+def kept(question: Turn) -> dict[str, Any]:
+    """What was set for the files of one message: it stays with it, also when the drawer has moved on."""
+    return {key: value for key, value in question.options.items() if key in {"start", "end", "pages"}}
 
 
 class Watches:

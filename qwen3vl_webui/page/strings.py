@@ -106,7 +106,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "meter_plan": ("This would fit: {plan}", "可行方案：{plan}"),
     "meter_use": ("Use it", "采用"),
     "meter_reading": ("Counting…", "计算中…"),
-    "plan_span": ("the first {time} of the video", "视频的前 {time}"),
+    "plan_frames": ("frames chosen automatically", "自动选择画面"),
     # thread
     "you": ("You", "你"),
     "assistant": ("Answer", "回答"),
