@@ -19,95 +19,35 @@ import shutil
 import sqlite3
 import threading
 import time
-import unicodedata
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import BufferedReader
 from pathlib import Path
 
 from qwen3vl_webui.conversation import Attachment, Conversation, Turn, new_id
 from qwen3vl_webui.errors import Conflict, MediaError, NotFound, StorageError
+from qwen3vl_webui.files import (
+    Receiving,
+    Room,
+    Stored,
+    check_unchanged,
+    clean,
+    clean_name,
+    refusal,
+    sync_folder,
+    writable,
+)
 from qwen3vl_webui.media.upload import open_upload
 from qwen3vl_webui.media.values import Media
-from qwen3vl_webui.records import kind_of, media_from, media_record, turn_from, turn_record
+from qwen3vl_webui.records import media_from, media_record, turn_from, turn_record
 
 SCHEMA_VERSION = 1
-SCHEMA = """
-CREATE TABLE media (
-    digest TEXT PRIMARY KEY,
-    size INTEGER NOT NULL,
-    record TEXT NOT NULL,
-    linked TEXT,             -- absolute path of a file that stays where it is (--media-dir), NULL: our own copy
-    modified INTEGER         -- st_mtime_ns of the linked file when it was digested
-);
-CREATE TABLE files (
-    id TEXT PRIMARY KEY,
-    owner TEXT NOT NULL,
-    digest TEXT NOT NULL REFERENCES media (digest),
-    name TEXT NOT NULL,
-    purpose TEXT NOT NULL,   -- '': attached on the page; else what the API's client said
-    created REAL NOT NULL
-);
-CREATE INDEX files_by_owner ON files (owner, created);
-CREATE INDEX files_by_digest ON files (digest);
-CREATE TABLE conversations (
-    id TEXT PRIMARY KEY,
-    owner TEXT NOT NULL,
-    title TEXT NOT NULL,
-    leaf TEXT,
-    version INTEGER NOT NULL,
-    updated REAL NOT NULL
-);
-CREATE INDEX conversations_by_owner ON conversations (owner, updated);
-CREATE TABLE turns (
-    conversation TEXT NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
-    id TEXT NOT NULL,
-    position INTEGER NOT NULL,
-    state TEXT NOT NULL,
-    text TEXT NOT NULL,
-    thinking TEXT NOT NULL,
-    record TEXT NOT NULL,
-    PRIMARY KEY (conversation, id)
-);
-CREATE INDEX turns_by_state ON turns (state);
-CREATE TABLE shown (
-    conversation TEXT NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
-    file TEXT NOT NULL REFERENCES files (id) ON DELETE CASCADE,
-    PRIMARY KEY (conversation, file)
-);
-CREATE INDEX shown_by_file ON shown (file);
-"""
-
 LOCAL = "local"  # the owner of everything where one person uses the server
 FILE_LIMIT = 8 * 10**9  # bytes of one file
 QUOTA = 40 * 10**9  # bytes of all files of one owner; LOCAL has none, the disk is theirs
-NAME_LENGTH = 120
 CHUNK = 1 << 20
 UNSENT_SECONDS = 24 * 3600.0  # a file attached but never sent is removed after a day
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A file of one owner. `id` is its opaque name in URLs and attachments, `size` in bytes."""
-
-    id: str
-    digest: str
-    name: str
-    path: Path
-    media: Media
-    size: int
-    created: float = 0.0
-    purpose: str = ""
-
-    @property
-    def kind(self) -> str:
-        """image, video or document."""
-        return kind_of(self.media)
-
-    @property
-    def attachment(self) -> Attachment:
-        return Attachment(self.id, self.digest, self.name, kind_of(self.media))
 
 
 @dataclass(frozen=True)
@@ -160,7 +100,8 @@ class Store:
                 "Update it, or choose another folder with --data-dir."
             )
         if version == 0:
-            database.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+            schema = Path(__file__).with_suffix(".sql").read_text()
+            database.executescript(f"BEGIN; {schema} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
         return database
 
     def _sweep(self) -> None:
@@ -184,25 +125,19 @@ class Store:
     def _sentences(self) -> Iterator[None]:
         """Turns what the disk refuses into a StorageError."""
         try:
-            yield
-        except OSError as error:
-            raise self._refusal(error.strerror or str(error)) from error
+            with writable(self.data_dir):
+                yield
         except sqlite3.OperationalError as error:
             disk = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
             if error.sqlite_errorcode & 0xFF not in disk:
                 raise
-            raise self._refusal(str(error)) from error
+            raise refusal(self.data_dir, str(error)) from error
         except sqlite3.DatabaseError as error:
             if error.sqlite_errorcode & 0xFF not in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
                 raise
             raise StorageError(
                 f"{self.data_dir / 'store.sqlite'} is damaged. Restore it from a backup, or move it away to start anew."
             ) from error
-
-    def _refusal(self, cause: str) -> StorageError:
-        return StorageError(
-            f"The data folder {self.data_dir} cannot be written: {cause}. Free some space on that disk, then try again."
-        )
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -221,7 +156,13 @@ class Store:
 
     def receive(self, owner: str, name: str, *, purpose: str = "") -> Receiving:
         """For a file that arrives in pieces: `write` each, then `finish`, or `discard`."""
-        return Receiving(self, owner, name, purpose)
+        left = None if owner == LOCAL else self.quota - self.used_bytes(owner)
+
+        def keep(path: Path, digest: str, size: int, purpose: str) -> Stored:
+            return self._keep(owner, name, digest, size, path, purpose)
+
+        room = Room(self.file_limit, self.quota, left)
+        return Receiving(self._incoming / new_id(), self.data_dir, room, keep, purpose)
 
     def add_file(
         self, owner: str, name: str, source: Iterable[bytes] | Path, *, link: bool = False, purpose: str = ""
@@ -535,89 +476,5 @@ class Store:
         self._erase(unused)
 
 
-class Receiving:
-    """A file on its way into the store. `write` and `finish` raise MediaError or StorageError; nothing is left then."""
-
-    def __init__(self, store: Store, owner: str, name: str, purpose: str) -> None:
-        self._store = store
-        self.purpose = purpose  # may be set until `finish`
-        self._owner, self._name = owner, name
-        self._size = 0
-        self._digest = hashlib.sha256()
-        self._room = None if owner == LOCAL else max(0, store.quota - store.used_bytes(owner))
-        self._path = store._incoming / new_id()
-        with store._sentences():
-            self._file = open(self._path, "xb")  # noqa: SIM115  closed by finish or discard
-
-    def write(self, chunk: bytes) -> None:
-        self._size += len(chunk)
-        if self._size > self._store.file_limit:
-            self.discard()
-            limit = self._store.file_limit / 1e9
-            raise MediaError(
-                f"The file is larger than {limit:g} GB. Cut it, or send a smaller one.", code="file_too_big"
-            )
-        if self._room is not None and self._size > self._room:
-            self.discard()
-            quota = self._store.quota / 1e9
-            raise StorageError(f"Your files fill the {quota:g} GB you may use. Delete some conversations first.")
-        self._digest.update(chunk)
-        try:
-            with self._store._sentences():
-                self._file.write(chunk)
-        except StorageError:
-            self.discard()
-            raise
-
-    def finish(self) -> Stored:
-        try:
-            if self._size == 0:
-                raise MediaError("The file is empty. Choose another one.", code="empty_file")
-            with self._store._sentences():
-                self._file.flush()
-                os.fsync(self._file.fileno())
-                self._file.close()
-            digest = self._digest.hexdigest()
-            return self._store._keep(self._owner, self._name, digest, self._size, self._path, self.purpose)
-        finally:
-            self.discard()
-
-    def discard(self) -> None:
-        """Leaves nothing behind; harmless after `finish`."""
-        with suppress(OSError):  # a full disk refuses the last buffered bytes, which are not wanted any more
-            self._file.close()
-        self._path.unlink(missing_ok=True)
-
-
-def check_unchanged(path: Path, modified: int | None) -> None:
-    """A linked file is not ours: what was digested must still be what is read."""
-    try:
-        if path.stat().st_mtime_ns == modified:
-            return
-    except OSError:
-        raise MediaError(f"{path.name} is not in its folder any more. Put it back, or open it again.") from None
-    raise MediaError(f"{path.name} has changed since it was opened. Open it again.")
-
-
 def turn_columns(turn: Turn) -> tuple[str, str, str, str]:
     return turn.state, clean(turn.text), clean(turn.thinking), turn_record(turn)
-
-
-def clean(text: str) -> str:
-    """SQLite takes UTF-8 only: lone surrogates become question marks."""
-    return text.encode("utf-8", "replace").decode()
-
-
-def clean_name(name: str) -> str:
-    """A file's name to show: no folders, no control characters, at most 120 characters."""
-    last = clean(name).replace("\\", "/").rsplit("/", 1)[-1]
-    visible = "".join(" " if unicodedata.category(letter).startswith("C") else letter for letter in last)
-    return " ".join(visible.split())[:NAME_LENGTH] or "untitled"
-
-
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,9 +15,10 @@ import pytest
 
 from qwen3vl_webui.conversation import Attachment, Conversation
 from qwen3vl_webui.errors import Conflict, MediaError, NotFound, StorageError
+from qwen3vl_webui.files import NAME_LENGTH, clean_name
 from qwen3vl_webui.media.values import Clip, Document, FramePlan, Image
 from qwen3vl_webui.records import part_from, part_record
-from qwen3vl_webui.store import NAME_LENGTH, Store, clean_name
+from qwen3vl_webui.store import Store
 from tests import clips
 
 
