@@ -7,6 +7,7 @@ The functions that take an open file run in the sandbox; the others are called b
 from __future__ import annotations
 
 import itertools
+from array import array
 from collections import OrderedDict
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from qwen3vl_webui.media.values import Clip, Frame, FramePlan
 
 SCAN_LIMITS = sandbox.Limits(cpu_seconds=120, wall_seconds=600.0)  # 8 GB from a slow disk
 MOST_READING = 1800  # CPU seconds for one plan
+MISSING = -(1 << 63)
 SCANS_KEPT = 8  # files whose frame times stay in memory; 2 h at 30 fps are 1.7 MB
 
 
@@ -172,25 +174,20 @@ def inspect(file: BinaryIO) -> dict[str, Any]:
 def scan_packets(container: Any, stream: Any) -> dict[str, Any]:
     """One pass over the packets of a stream, as the fields of Scan. A file that breaks off ends where it does."""
     base, offset = float(stream.time_base), opening.start_of(container)
-    pts: list[int | None] = []
-    dts: list[int | None] = []
-    lengths: list[int] = []
-    key: list[bool] = []
-    hidden: list[bool] = []
+    rows = array("q")  # pts, dts, duration, keyframe, hidden by an edit list
     try:
         for packet in container.demux(stream):
-            if packet.size and (key or packet.is_keyframe):  # what comes before the first keyframe is never shown
-                pts.append(packet.pts)
-                dts.append(packet.dts)
-                lengths.append(packet.duration or 0)
-                key.append(packet.is_keyframe)
-                hidden.append(packet.is_discard)
+            if packet.size and (rows or packet.is_keyframe):  # what comes before the first keyframe is never shown
+                pts = MISSING if packet.pts is None else packet.pts
+                dts = MISSING if packet.dts is None else packet.dts
+                rows.extend((pts, dts, packet.duration or 0, packet.is_keyframe, packet.is_discard))
     except (av.FFmpegError, OSError):
         pass
-    is_key, is_hidden = np.array(key, bool), np.array(hidden, bool)
-    seekable = bool(pts) and None not in pts and not falls(dts) and not is_guessed(container, stream, pts, dts)
+    pts, dts, lengths, is_key, is_hidden = np.frombuffer(rows, np.int64).reshape(-1, 5).T
+    is_key, is_hidden = is_key.astype(bool), is_hidden.astype(bool)
+    seekable = MISSING not in pts and not falls(dts) and not is_guessed(container, stream, pts, dts)
     if seekable:
-        seconds = np.array(pts, np.float64) * base - offset
+        seconds = pts * base - offset
     else:
         seconds, is_hidden = counted_times(dts, lengths, base, float(stream.average_rate or 25)), is_hidden & False
     first = seconds[is_key].min() if len(seconds) else 0.0
@@ -199,8 +196,8 @@ def scan_packets(container: Any, stream: Any) -> dict[str, Any]:
     shown = np.unique(seconds[visible])
     end = 0.0
     if len(shown):
-        length = lengths[int(np.argmax(seconds))] * base
-        end = float(shown[-1]) + (length if length > 0 else float(np.diff(shown).mean()) if len(shown) > 1 else 0.04)
+        length = lengths[np.argmax(seconds)] * base
+        end = float(shown[-1] + (length if length > 0 else np.diff(shown).mean() if len(shown) > 1 else 0.04))
     return {
         "shown": shown,
         "keyframes": np.unique(seconds[visible & is_key]),
@@ -210,28 +207,25 @@ def scan_packets(container: Any, stream: Any) -> dict[str, Any]:
     }
 
 
-def falls(dts: list[int | None]) -> bool:
+def falls(dts: np.ndarray) -> bool:
     """Whether the file's clock falls back: parts were joined without making one time line of them."""
-    known = np.array([time for time in dts if time is not None], np.int64)
-    return bool((np.diff(known) < 0).any())
+    return bool((np.diff(dts[dts != MISSING]) < 0).any())
 
 
-def is_guessed(container: Any, stream: Any, pts: list[int | None], dts: list[int | None]) -> bool:
+def is_guessed(container: Any, stream: Any, pts: np.ndarray, dts: np.ndarray) -> bool:
     """Whether the PTS of a stream with B-frames are only its DTS: AVI stores none, and H.264 gives no hint."""
     context = stream.codec_context
-    if container.format.name != "avi" or context.codec.canonical_name not in ("h264", "hevc") or None in dts:
+    if container.format.name != "avi" or context.codec.canonical_name not in ("h264", "hevc"):
         return False
-    return bool(context.has_b_frames) and bool((np.diff(np.array(pts, np.int64) - np.array(dts, np.int64)) == 0).all())
+    return bool(context.has_b_frames and (np.diff(pts - dts) == 0).all())
 
 
-def counted_times(dts: list[int | None], lengths: list[int], base: float, rate: float) -> np.ndarray:
+def counted_times(dts: np.ndarray, lengths: np.ndarray, base: float, rate: float) -> np.ndarray:
     """Seconds of pictures in the order they are shown, where PTS cannot be used, starting at 0.
 
     The spacing of DTS is kept, for pictures are shown in the rhythm they are decoded in; where DTS are missing or
     fall, the packet's own duration or else the average rate takes its place.
     """
-    steps = []
-    for (before, after), length in zip(itertools.pairwise(dts), lengths, strict=False):
-        step = 0.0 if before is None or after is None else (after - before) * base
-        steps.append(step if step > 0 else length * base if length > 0 else 1 / rate)
-    return np.concatenate([[0.0], np.cumsum(steps)]) if dts else np.zeros(0)
+    known = (dts[1:] != MISSING) & (dts[:-1] != MISSING) & (dts[1:] > dts[:-1])
+    lasting = np.where(lengths > 0, lengths * base, 1 / rate)[:-1]
+    return np.cumsum(np.concatenate([np.zeros(min(1, len(dts))), np.where(known, np.diff(dts) * base, lasting)]))

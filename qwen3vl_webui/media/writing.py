@@ -170,7 +170,8 @@ class Sound:
 def encode(file: BinaryIO, target: BinaryIO, shown: np.ndarray, seekable: bool) -> Iterator[float]:
     """The film as H.264 and AAC in `target`; yields the finished part. Where PTS cannot be used (not `seekable`)
     the n-th picture out of the decoder is shown at `shown[n]`."""
-    os.nice(10)  # in the background: answers come first
+    if hasattr(os, "nice"):
+        os.nice(10)  # in the background: answers come first
     with opening.open_container(file) as container:
         first = first_picture(container, opening.picture_stream(container))
         if first is None:
