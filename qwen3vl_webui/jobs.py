@@ -241,11 +241,20 @@ class Jobs:
             self._forget_finished()
             running = [other for other in self._jobs.values() if other.running]
             if any(other.conversation_id == conversation_id for other in running):
-                raise Conflict("An answer is still being written in this conversation. Stop it first, or wait.")
-            if sum(other.owner == owner for other in running) >= JOBS_PER_OWNER:
-                raise Overloaded(f"{JOBS_PER_OWNER} of your answers are being written. Wait for one, or stop it.")
-            self._jobs[conversation_id] = job
-            job.start(request)
+                refusal: UserError | None = Conflict(
+                    "An answer is still being written in this conversation. Stop it first, or wait."
+                )
+            elif sum(other.owner == owner for other in running) >= JOBS_PER_OWNER:
+                refusal = Overloaded(f"{JOBS_PER_OWNER} of your answers are being written. Wait for one, or stop it.")
+            else:
+                refusal = None
+                self._jobs[conversation_id] = job
+                job.start(request)
+        if refusal is not None:
+            if not any(other.turn_id == turn_id for other in running):  # else nobody would ever write its end
+                failed = replace(turn, state="failed", note=refusal.sentence)
+                self._store.save_turn(owner, conversation_id, failed)
+            raise refusal
         return job
 
     def find(self, conversation_id: str) -> Job | None:

@@ -135,12 +135,14 @@ def test_one_answer_at_a_time_in_a_conversation(engine: ScriptedEngine, jobs: Jo
     assert jobs.start("local", again.id, str(again.leaf), REQUEST).join(10)
 
 
-def test_too_many_answers_of_one_owner_are_refused(engine: ScriptedEngine, start: Start) -> None:
+def test_too_many_answers_of_one_owner_are_refused(engine: ScriptedEngine, store: Store, start: Start) -> None:
     engine.gate = Gate(prefill=True)
     for _ in range(JOBS_PER_OWNER):
         start()
     with pytest.raises(Overloaded):
         start()
+    refused = store.load("local", store.conversations("local")[0].id).turns[-1]
+    assert refused.state == "failed" and "Wait for one" in refused.note
     start("somebody else")
     engine.gate.release()
 
