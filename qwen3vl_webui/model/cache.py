@@ -133,11 +133,11 @@ class KVCache:
         self, layer: int, slot: Slot, start: int, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Puts key and value (n, kv_heads, head_dim) at `start`; views (1, kv_heads, start + n, head_dim) of all."""
-        end = start + key.shape[0]
-        held = self.slabs[layer][:, slot.row : slot.row + 1]  # (2, 1, kv_heads, capacity, head_dim)
-        held[0, 0, :, start:end].copy_(key.transpose(0, 1))
-        held[1, 0, :, start:end].copy_(value.transpose(0, 1))
-        return held[0, :, :, :end], held[1, :, :, :end]
+        count = key.shape[0]
+        keys, values = self.slabs[layer][:, slot.row].unbind(0)  # (kv_heads, capacity, head_dim)
+        keys.narrow(1, start, count).copy_(key.transpose(0, 1))
+        values.narrow(1, start, count).copy_(value.transpose(0, 1))
+        return keys.narrow(1, 0, start + count)[None], values.narrow(1, 0, start + count)[None]
 
     def clear(self) -> None:
         """Forgets every idle conversation and gives their memory back."""

@@ -87,18 +87,17 @@ class Layer:
     ) -> torch.Tensor:
         count, heads, kv_heads = rows.shape[0], self.heads, self.kv_heads
         qkv = self.qkv(rows).view(count, heads + 2 * kv_heads, self.head_dim)
-        qk, value = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
+        qk, value = qkv.split((heads + kv_heads, kv_heads), 1)
         qk = functional.rms_norm(qk, (self.head_dim,), eps=self.qk_eps) * self.qk_norm
-        qk = qk * cos + qk.roll(self.head_dim // 2, -1) * sin
-        query, key = qk[:, :heads].transpose(0, 1)[None], qk[:, heads:]  # (1, H, N, d), (N, K, d)
-        answers = []
-        at = 0
-        for run in runs:
-            here = slice(at, at + run.count)
-            keys, values = cache.write(index, run.slot, run.start, key[here], value[here])
-            answers.append(attend(query[:, :, here], keys, values))
-            at += run.count
-        answer = answers[0] if len(answers) == 1 else torch.cat(answers, 2)
+        qk = torch.addcmul(qk * cos, qk.roll(self.head_dim // 2, -1), sin)
+        query, key = qk.split((heads, kv_heads), 1)  # (N, H, d), (N, K, d)
+        query = query.transpose(0, 1)[None]  # (1, H, N, d)
+        if len(runs) == 1:
+            answer = attend(query, *cache.write(index, runs[0].slot, runs[0].start, key, value))
+        else:
+            counts = [run.count for run in runs]
+            parts = zip(runs, query.split(counts, 2), key.split(counts), value.split(counts), strict=True)
+            answer = torch.cat([attend(q, *cache.write(index, run.slot, run.start, k, v)) for run, q, k, v in parts], 2)
         return self.out(answer[0].transpose(0, 1).reshape(count, -1))
 
     def feed_forward(self, rows: torch.Tensor) -> torch.Tensor:
