@@ -91,8 +91,8 @@ def resolve(name: str, hub: Hub = "huggingface", progress: Report = quiet) -> tu
     target = MODELS.get(name, name)
     if name == "demo" and not Path(target).is_dir():
         raise NotFound(f"The bundled demo model is missing ({target}): choose one of {short_names()} with --model.")
-    if target and Path(target).expanduser().is_dir():
-        folder = Path(target).expanduser().resolve()
+    if target and os.path.isdir(os.path.expanduser(target)):
+        folder = Path(os.path.expanduser(target)).resolve()
         return name if name in MODELS else folder.name, folder
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", target):
         raise NotFound(f"There is no model {name!r}: choose {short_names()}, a hub id such as Qwen/..., or a folder.")
@@ -150,12 +150,19 @@ def read_json(path: Path) -> dict[str, Any]:
 def fetch_from_huggingface(model_id: str, progress: Report) -> Path:
     """The snapshot's folder; nothing is asked of the hub when it is complete on disk. Honours HF_ENDPOINT."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         folder = Path(snapshot_download(model_id, allow_patterns=FILES, local_files_only=True))
         if not missing_files(folder):
             return folder
+    except HFValidationError as error:
+        raise NotFound(f"{model_id!r} is neither a folder nor a hub id such as Qwen/Qwen3-VL-4B-Instruct.") from error
     except LocalEntryNotFoundError:
         log.info("%s is not complete on disk.", model_id)
     progress(Progress("downloading"))

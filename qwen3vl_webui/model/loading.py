@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -41,7 +43,7 @@ from qwen3vl_webui.settings import DEMO_MODEL, MODELS, Hub, Quantization
 UNQUANTIZED = ["model.visual", "lm_head"]  # full-name prefixes; "visual" alone would not match
 OVERHEAD = 1.6 * 2**30  # bytes beside weights and KV: CUDA context, a prefill chunk, fragmentation (calculated)
 ROOM_FOR_TOKENS = 32_768  # what `auto` keeps room for beside the weights
-QUANTIZED_SIZE = {"none": 1.0, "8bit": 0.51, "4bit": 0.29}  # of bf16, scales included; per quantized matrix
+QUANTIZED_BYTES = {"8bit": 1.01, "4bit": 0.57}  # per weight of a quantized matrix, scales included
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,8 +153,8 @@ def pick_device(device: str | None) -> torch.device:
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def weight_bytes(folder: Path) -> tuple[int, int]:
-    """Bytes of all tensors and of the quantizable ones (matrices of the text layers), from the safetensors headers."""
+def count_weights(folder: Path) -> tuple[int, int]:
+    """How many weights there are, and how many are quantizable (matrices of the text layers): from the headers."""
     everything = quantizable = 0
     for file in folder.glob("*.safetensors"):
         try:
@@ -163,11 +165,18 @@ def weight_bytes(folder: Path) -> tuple[int, int]:
             raise damaged(folder, error) from error
         header.pop("__metadata__", None)
         for name, tensor in header.items():
-            start, end = tensor["data_offsets"]
-            everything += end - start
+            weights = math.prod(tensor["shape"])
+            everything += weights
             if ".layers." in name and len(tensor["shape"]) == 2 and "visual" not in name:
-                quantizable += end - start
+                quantizable += weights
     return everything, quantizable
+
+
+def weight_bytes(folder: Path, quantization: Quantization, dtype: torch.dtype) -> int:
+    """Memory of the loaded weights."""
+    everything, quantizable = count_weights(folder)
+    per_weight = QUANTIZED_BYTES.get(quantization, dtype.itemsize)
+    return int((everything - quantizable) * dtype.itemsize + quantizable * per_weight)
 
 
 def kv_bytes_per_token(text_config: Any, element_size: int = 2) -> int:
@@ -176,16 +185,32 @@ def kv_bytes_per_token(text_config: Any, element_size: int = 2) -> int:
     return int(text_config.num_hidden_layers * per_layer)
 
 
-def pick_quantization(folder: Path, text_config: Any, memory_free: int | None) -> Quantization:
-    """The least quantization whose weights leave room for 32K tokens; `none` where memory is not counted (CPU)."""
-    if memory_free is None:
-        return "none"
-    everything, quantizable = weight_bytes(folder)
-    for choice in ("none", "8bit", "4bit"):
-        weights = everything - quantizable * (1 - QUANTIZED_SIZE[choice])
-        if weights + OVERHEAD + ROOM_FOR_TOKENS * kv_bytes_per_token(text_config) <= memory_free:
+def pick_quantization(folder: Path, text_config: Any, memory_free: int) -> Quantization:
+    """On CUDA: the least quantization whose weights leave room for 32K tokens of keys and values."""
+    room = memory_free - OVERHEAD - ROOM_FOR_TOKENS * kv_bytes_per_token(text_config)
+    choices: tuple[Quantization, ...] = ("none", "8bit", "4bit")
+    for choice in choices:
+        if weight_bytes(folder, choice, torch.bfloat16) <= room:
             return choice
     return "4bit"
+
+
+def refuse_too_big(name: str, needed: int, place: torch.device) -> None:
+    """Before anything is read: a machine that runs out of memory while loading tells nobody why.
+
+    Counts all of the memory there is, not what is free now, so that it never refuses what could work.
+    """
+    if place.type == "cuda":
+        _, memory = torch.cuda.mem_get_info(place)
+    elif not hasattr(os, "sysconf"):  # Windows does not say
+        return
+    else:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > memory:
+        raise OutOfMemory(
+            f"The weights of {name} need {needed / 1e9:.1f} GB and {describe(place)} has {memory / 1e9:.1f} GB: "
+            "use --quantization 4bit or a smaller --model."
+        )
 
 
 def quantization_config(quantization: Quantization, dtype: torch.dtype) -> Any:
@@ -287,16 +312,18 @@ def load_folder(
     if (config.image_token_id, config.video_token_id) != (vocabulary.image_pad, vocabulary.video_pad):
         raise Unsupported(f"config.json and the tokenizer of {folder.name} disagree: fetch the checkpoint again.")
 
-    memory_free = torch.cuda.mem_get_info(place)[0] if place.type == "cuda" else None
     mixture = config.model_type == "qwen3_vl_moe"
     if quantization == "auto":
-        quantization = "none" if mixture else pick_quantization(folder, config.text_config, memory_free)
+        quantization = "none"
+        if place.type == "cuda" and not mixture:
+            quantization = pick_quantization(folder, config.text_config, torch.cuda.mem_get_info(place)[0])
     if mixture and quantization != "none":
         raise Unsupported(
             f"The experts of {name} cannot be quantized while loading (bitsandbytes reaches linear layers only): "
             "use --quantization none, or a dense model."
         )
     dtype = torch.bfloat16 if place.type == "cuda" else torch.float32
+    refuse_too_big(name, weight_bytes(folder, quantization, dtype), place)
     options: dict[str, Any] = {}
     if quantization != "none":
         options["quantization_config"] = quantization_config(quantization, dtype)

@@ -76,7 +76,7 @@ class Vision:
     """
 
     def __init__(
-        self, loaded: LoadedModel, *, read_pixels: ReadPixels, read_frames: ReadFrames, most_bytes: int = 2 * 2**30
+        self, loaded: LoadedModel, *, read_pixels: ReadPixels, read_frames: ReadFrames, most_bytes: int = 2**30
     ) -> None:
         self.tower = loaded.vision
         self.device = loaded.device

@@ -171,6 +171,12 @@ def test_an_unknown_name_lists_the_known_ones(name: str) -> None:
         resolve(name)
 
 
+@pytest.mark.parametrize("name", ["../nothing", "a/b..c", "~nobody/x"])
+def test_a_folder_that_is_not_there_is_a_sentence(name: str) -> None:
+    with pytest.raises(NotFound):
+        resolve(name)
+
+
 def test_modelscope_is_used_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, bool]] = []
 

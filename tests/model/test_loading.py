@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, Qwen3VLTextConfig
 
-from qwen3vl_webui.errors import EngineError, Unsupported
+from qwen3vl_webui.errors import EngineError, OutOfMemory, Unsupported
 from qwen3vl_webui.model import loading
 from qwen3vl_webui.model.checkpoint import Progress
 from qwen3vl_webui.model.inputs import frame_patches
@@ -245,14 +245,29 @@ def test_experts_cannot_be_quantized_and_auto_knows() -> None:
 
 def test_auto_takes_the_least_quantization_that_leaves_room() -> None:
     folder = tiny_checkpoint()
-    everything, quantizable = weight_bytes(folder)
-    assert everything == sum(weight.nbytes for weight in load_file(folder / "model.safetensors").values())
-    layers = 4 * 64 * (128 + 64 + 64 + 128 + 3 * 128) * 4  # q, k, v, o and the three of the MLP, in float32
-    assert quantizable == layers
     config = Qwen3VLTextConfig(num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=32)
     room = loading.OVERHEAD + 32_768 * (2 * 4 * 2 * 32 * 2)
-    assert pick_quantization(folder, config, None) == "none"
-    assert pick_quantization(folder, config, int(room + everything + 1)) == "none"
-    assert pick_quantization(folder, config, int(room + everything - 1)) == "8bit"
-    assert pick_quantization(folder, config, int(room + everything - 0.6 * quantizable)) == "4bit"
+    sizes = {choice: weight_bytes(folder, choice, torch.bfloat16) for choice in ("none", "8bit", "4bit")}
+    assert sizes["none"] > sizes["8bit"] > sizes["4bit"]
+    for choice, size in sizes.items():
+        assert pick_quantization(folder, config, int(room + size + 1)) == choice
+    assert pick_quantization(folder, config, int(room + sizes["none"] - 1)) == "8bit"
+    assert pick_quantization(folder, config, int(room + sizes["8bit"] - 1)) == "4bit"
     assert pick_quantization(folder, config, 0) == "4bit"
+
+
+def test_weights_are_counted_without_reading_them() -> None:
+    folder = tiny_checkpoint()
+    everything, quantizable = loading.count_weights(folder)
+    assert everything == sum(weight.numel() for weight in load_file(folder / "model.safetensors").values())
+    assert quantizable == 4 * 64 * (128 + 64 + 64 + 128 + 3 * 128)  # q, k, v, o and the three of the MLP
+    assert weight_bytes(folder, "none", torch.float32) == 4 * everything
+    saved = quantizable * 4 - quantizable * 0.57
+    assert weight_bytes(folder, "4bit", torch.float32) == pytest.approx(4 * everything - saved, abs=1)
+
+
+def test_a_model_bigger_than_the_machine_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"SC_PHYS_PAGES": 500, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr("os.sysconf", sizes.__getitem__)
+    with pytest.raises(OutOfMemory, match="need 0.0 GB and cpu has 0.0 GB.*4bit"):
+        load(str(tiny_checkpoint()), device="cpu")
