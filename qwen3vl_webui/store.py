@@ -235,7 +235,7 @@ class Store:
         file_id = new_id()
         row = (file_id, owner, digest, clean_name(name), purpose, time.time())
         database.execute("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?)", row)
-        return self.file(owner, file_id)
+        return self._file(owner, file_id)
 
     def _media_row(self, digest: str) -> tuple[str, str | None, int | None, int] | None:
         select = "SELECT record, linked, modified, size FROM media WHERE digest = ?"
@@ -264,7 +264,12 @@ class Store:
         return media
 
     def file(self, owner: str, file_id: str) -> Stored:
-        """Raises NotFound when there is no such file of this owner."""
+        """Raises NotFound when there is no such file of this owner, MediaError when a linked file changed."""
+        stored = self._file(owner, file_id)
+        self.media(file_id)
+        return stored
+
+    def _file(self, owner: str, file_id: str) -> Stored:
         select = (
             "SELECT files.id, files.digest, name, size, created, purpose FROM files JOIN media USING (digest) "
             "WHERE files.id = ? AND owner = ?"
@@ -305,7 +310,7 @@ class Store:
     def remove_file(self, owner: str, file_id: str) -> None:
         """Raises Conflict while a conversation shows it."""
         with self._transaction() as database:
-            stored = self.file(owner, file_id)
+            stored = self._file(owner, file_id)
             if database.execute("SELECT 1 FROM shown WHERE file = ?", (file_id,)).fetchone():
                 raise Conflict("A conversation shows this file. Delete the conversation to remove it.")
             database.execute("DELETE FROM files WHERE id = ?", (file_id,))

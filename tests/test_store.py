@@ -123,8 +123,9 @@ def test_a_linked_file_is_not_copied_and_must_not_change(store: Store, tmp_path:
     assert store.used_bytes("local") == 0
     assert store.media(stored.attachment).path == original
     os.utime(original, (1, 1))
-    with pytest.raises(MediaError, match="changed"):
-        store.media(stored.attachment)
+    for look in (lambda: store.media(stored.attachment), lambda: store.file("local", stored.id)):
+        with pytest.raises(MediaError, match="changed"):
+            look()
     original.unlink()
     with pytest.raises(MediaError, match="not in its folder"):
         store.media(stored.attachment)
