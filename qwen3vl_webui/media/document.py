@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import mmap
 import os
 import unicodedata
 from collections.abc import Generator
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 MOST_PAGES = 2_000
 MOST_BYTES = 500_000_000  # the file is mapped into the child's address space
 MOST_PIXELS = 64_000_000
-MOST_CHARACTERS = 1_000_000  # on one page
+MOST_CHARACTERS = 200_000  # on one page; a page of small print has 10,000
+MOST_CHARACTERS_IN_ALL = 20_000_000
 POINTS_PER_INCH = 72
 NATURAL_DPI = 144
 A4 = (595.0, 842.0)
@@ -54,7 +56,9 @@ def find_text(document: Document, page: int, words: str) -> list[Box]:
 
     Case, spaces, line breaks, hyphens and punctuation do not matter. Empty where the words are not there.
     """
-    return sandbox.call(find_on_page, document.path, check_page(document, page), words)
+    found = sandbox.call(find_on_page, document.path, check_page(document, page), words)
+    sandbox.check(isinstance(found, list) and all(is_box(box) for box in found))
+    return found
 
 
 def page_image(document: Document, page: int, width: int) -> bytes:
@@ -62,7 +66,7 @@ def page_image(document: Document, page: int, width: int) -> bytes:
     points_wide, points_high = document.page_sizes[check_page(document, page) - 1]
     width = max(1, min(width, LONGEST_DISPLAY))
     height = max(1, min(round(width * points_high / points_wide), 4 * LONGEST_DISPLAY))
-    return sandbox.call(draw_page, document.path, page, width, height)
+    return checked_webp(sandbox.call(draw_page, document.path, page, width, height))
 
 
 def page_as_image(document: Document, page: int) -> Image:
@@ -79,14 +83,44 @@ def check_page(document: Document, page: int) -> int:
     return page
 
 
-@lru_cache(maxsize=512)
+def checked_webp(drawn: Any) -> bytes:
+    sandbox.check(isinstance(drawn, bytes) and drawn[:4] == b"RIFF" and drawn[8:12] == b"WEBP")
+    return drawn
+
+
+def checked_sizes(sizes: Any) -> tuple[tuple[float, float], ...]:
+    sandbox.check(isinstance(sizes, list) and 0 < len(sizes) <= MOST_PAGES)
+    sandbox.check(all(isinstance(size, tuple) and len(size) == 2 for size in sizes))
+    sandbox.check(all(isinstance(side, float) and 0 < side < math.inf for size in sizes for side in size))
+    return tuple(sizes)
+
+
+def is_box(box: Any) -> bool:
+    return isinstance(box, tuple) and len(box) == 4 and all(isinstance(side, int) and 0 <= side <= 1000 for side in box)
+
+
+@lru_cache(maxsize=64)
 def _read_text(path: Path, digest: str, page: int) -> str:
-    return sandbox.call(text_of_page, path, page)
+    text = sandbox.call(text_of_page, path, page)
+    sandbox.check(isinstance(text, str) and len(text) <= MOST_CHARACTERS)
+    return text
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)
 def _read_texts(path: Path, digest: str, pages: int) -> tuple[str, ...]:
-    return tuple(sandbox.stream(text_of_pages, path, limits=sandbox.Limits(cpu_seconds=20 + pages // 5)))
+    texts: list[str] = []
+    left = MOST_CHARACTERS_IN_ALL
+    with contextlib.closing(
+        sandbox.stream(text_of_pages, path, limits=sandbox.Limits(cpu_seconds=20 + pages // 5))
+    ) as results:
+        for text in results:
+            sandbox.check(isinstance(text, str) and len(text) <= MOST_CHARACTERS and len(texts) < pages)
+            texts.append(text)
+            left -= len(text)
+            if left < 0:
+                raise MediaError("This PDF holds more than 20 million characters; split it and upload the parts.")
+    sandbox.check(len(texts) == pages)
+    return tuple(texts)
 
 
 # In the sandbox.
@@ -150,7 +184,7 @@ def size_of_page(document: pymupdf.Document, index: int) -> tuple[float, float]:
         raise
     except Exception:
         return A4
-    if not (0 < width < float("inf") and 0 < height < float("inf")):
+    if not (0 < width < math.inf and 0 < height < math.inf):
         return A4
     return width, height
 
@@ -174,7 +208,7 @@ def text_of_pages(file: BinaryIO) -> Generator[str, None, None]:
 def plain_text(page: pymupdf.Page) -> str:
     text = page.get_text("text")
     if len(text) > MOST_CHARACTERS:
-        raise MediaError("A page of this PDF holds more than a million characters; upload a PDF with normal pages.")
+        raise MediaError("A page of this PDF holds more than 200,000 characters; upload a PDF with normal pages.")
     return text.replace("\0", "").strip()
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from qwen3vl_webui.errors import MediaError
 from qwen3vl_webui.media import sandbox
-from qwen3vl_webui.media.document import draw_page, render_page
+from qwen3vl_webui.media.document import checked_webp, draw_page, render_page
 from qwen3vl_webui.media.values import Image
 
 if TYPE_CHECKING:
@@ -40,8 +40,12 @@ def read_pixels(image: Image) -> np.ndarray:
     """
     if image.page is not None:
         width, height = image.seen or (image.width, image.height)
-        return sandbox.call(render_page, image.path, image.page, width, height)
-    return sandbox.call(read_picture, image.path)
+        pixels = sandbox.call(render_page, image.path, image.page, width, height)
+    else:
+        width, height = image.width, image.height
+        pixels = sandbox.call(read_picture, image.path)
+    sandbox.check(isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.shape == (height, width, 3))
+    return pixels
 
 
 def display_image(image: Image, longest: int) -> bytes:
@@ -49,8 +53,8 @@ def display_image(image: Image, longest: int) -> bytes:
     if image.page is not None:
         scale = longest / max(image.width, image.height)
         width, height = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-        return sandbox.call(draw_page, image.path, image.page, width, height)
-    return sandbox.call(draw_picture, image.path, longest)
+        return checked_webp(sandbox.call(draw_page, image.path, image.page, width, height))
+    return checked_webp(sandbox.call(draw_picture, image.path, longest))
 
 
 # In the sandbox.

@@ -16,7 +16,9 @@ import atexit
 import contextlib
 import itertools
 import logging
+import os
 import sys
+import threading
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -26,11 +28,12 @@ from qwen3vl_webui.media import wire
 from qwen3vl_webui.media.children import SENTENCES, ForkServer, PlainServer, Server
 from qwen3vl_webui.media.confinement import Limits
 
-__all__ = ["SENTENCES", "Limits", "call", "stream"]
+__all__ = ["SENTENCES", "Limits", "call", "check", "stream"]
 
 log = logging.getLogger(__name__)
 
 DEFAULTS = Limits()
+_places = threading.BoundedSemaphore(2 * (os.cpu_count() or 1) + 2)  # calls at once; each may take `Limits.memory`
 
 server: Server = ForkServer() if sys.platform.startswith("linux") else PlainServer()
 atexit.register(lambda: server.close())
@@ -44,11 +47,9 @@ def call(
     With `target` the function is called as `function(file, target_file, *arguments)`, may write up to
     `limits.file_size` bytes there, and the target is removed again unless it succeeds.
     """
-    results = _run(function, path, arguments, limits, target, streamed=False)
-    with contextlib.closing(results):
+    with _places, contextlib.closing(_run(function, path, arguments, limits, target, streamed=False)) as results:
         values = list(itertools.islice(results, 2))
-    if len(values) != 1:  # a child that was taken over may send anything
-        raise MediaError(SENTENCES["crashed"])
+    check(len(values) == 1)
     return values[0]
 
 
@@ -60,6 +61,12 @@ def stream(
     The child waits while the consumer is busy, and that time is not counted. Closing the generator ends the child.
     """
     return _run(function, path, arguments, limits, target, streamed=True)
+
+
+def check(honest: bool) -> None:
+    """Raise MediaError unless a result is what an honest child returns: one that was taken over sends anything."""
+    if not honest:
+        raise MediaError(SENTENCES["crashed"])
 
 
 def _run(

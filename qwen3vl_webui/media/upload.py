@@ -43,11 +43,14 @@ def open_upload(path: Path, digest: str | None = None) -> Image | Clip | Documen
 
     judged = sandbox.call(judge, path)
     digest = digest or digest_of(path)
-    match judged["kind"]:
-        case "image":
-            return Image(path, digest, *judged["size"])
-        case "document":
-            return Document(path, digest, tuple(judged["page_sizes"]))
+    match judged:
+        case ("image", (int(width), int(height))):
+            sandbox.check(0 < width <= image.MOST_PIXELS and 0 < height <= image.MOST_PIXELS)
+            return Image(path, digest, width, height)
+        case ("document", page_sizes):
+            return Document(path, digest, document.checked_sizes(page_sizes))
+        case _:
+            sandbox.check(isinstance(judged, tuple) and judged[:1] == ("video",))
     try:
         return video.probe(path, digest)
     except MediaError as error:
@@ -68,21 +71,21 @@ def digest_of(path: Path) -> str:
 # In the sandbox.
 
 
-def judge(file: BinaryIO) -> dict[str, Any]:
-    """The kind of file and its measures; a video is only recognised here, `media.video.probe` reads it."""
+def judge(file: BinaryIO) -> tuple[str, Any]:
+    """The kind of file and its measures. What is neither picture nor PDF is left to `media.video.probe`."""
     size = os.fstat(file.fileno()).st_size
     head = file.read(HEAD)
     if size == 0:
         raise MediaError("This file is empty; save or download it again, then upload it once more.")
     picture = judge_picture(file)
     if picture is not None:
-        return {"kind": "image", "size": picture}
+        return "image", picture
     if has_pdf_header(file):
-        return {"kind": "document", "page_sizes": document.probe_pdf(file)}
+        return "document", document.probe_pdf(file)
     refuse_foreign(head)
     if head.startswith(PICTURE_MARKS) or head[4:12] in (b"ftypavif", b"ftypavis"):
         raise MediaError(image.CUT_OFF)
-    return {"kind": "video"}
+    return "video", None
 
 
 def judge_picture(file: BinaryIO) -> tuple[int, int] | None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import struct
@@ -235,12 +236,14 @@ def test_a_stream_does_not_hold_up_other_calls(file: Path) -> None:
 
 
 def test_nothing_is_left_behind(file: Path, fork_server: children.ForkServer) -> None:
-    def held(process: int) -> int:
-        return len(os.listdir(f"/proc/{process}/fd"))
+    def held() -> tuple[int, int, int]:
+        gc.collect()  # what other tests left to it
+        server = server_process(fork_server)
+        opened = [len(os.listdir(f"/proc/{process}/fd")) for process in (os.getpid(), server)]
+        return opened[0], opened[1], threading.active_count()
 
     sandbox.call(confined.process, file)
-    server = server_process(fork_server)
-    before = held(os.getpid()), held(server), threading.active_count()
+    before = held()
     for _ in range(10):
         sandbox.call(confined.process, file)
         stream = sandbox.stream(confined.pictures, file)
@@ -248,7 +251,8 @@ def test_nothing_is_left_behind(file: Path, fork_server: children.ForkServer) ->
         stream.close()
         with pytest.raises(MediaError):
             sandbox.call(confined.fail, file)
-    assert until(lambda: (held(os.getpid()), held(server), threading.active_count()) == before)
+    assert until(lambda: all(now <= then for now, then in zip(held(), before, strict=True)))
+    server = server_process(fork_server)
     assert Path(f"/proc/{server}/task/{server}/children").read_text() == ""
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 
 from qwen3vl_webui.errors import MediaError
-from qwen3vl_webui.media import image
+from qwen3vl_webui.media import children, document, image, sandbox, upload
 from qwen3vl_webui.media.upload import digest_of, open_upload
 from qwen3vl_webui.media.values import Clip, Document, Image
 from tests.clips import colour_clip, pdf, picture, png
+from tests.media import confined
 
 
 def written(path: Path, raw: bytes) -> Path:
@@ -134,3 +136,35 @@ def test_a_path_without_a_file_is_a_sentence(path: str, tmp_path: Path) -> None:
         open_upload(tmp_path / path)
     with pytest.raises(MediaError):
         digest_of(tmp_path / path)
+
+
+@pytest.fixture(scope="module")
+def trusting() -> Iterator[children.ForkServer]:
+    server = children.ForkServer(("qwen3vl_webui.media", "tests.media"))
+    yield server
+    server.close()
+
+
+@pytest.mark.parametrize("sent", confined.ODD_RESULTS)
+def test_results_of_a_child_that_was_taken_over_are_refused(
+    sent: str, trusting: children.ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path / "a", sent.encode())
+    monkeypatch.setattr(sandbox, "server", trusting)
+    for room, name in ((upload, "judge"), (image, "read_picture"), (image, "draw_picture"), (document, "draw_page")):
+        monkeypatch.setattr(room, name, confined.anything)
+    monkeypatch.setattr(document, "find_on_page", confined.anything)
+    monkeypatch.setattr(document, "text_of_pages", confined.anything_in_turn)
+    picture, paper = Image(path, sent, 2, 2), Document(path, sent, ((10.0, 10.0),))
+    asked = [
+        lambda: open_upload(path),
+        lambda: image.read_pixels(picture),
+        lambda: image.display_image(picture, 10),
+        lambda: document.page_image(paper, 1, 10),
+        lambda: document.find_text(paper, 1, "words"),
+    ]
+    if sent != "text":  # which is what it should be
+        asked.append(lambda: document.read_texts(paper))
+    for ask in asked:
+        with pytest.raises(MediaError, match="crashed"):
+            ask()
