@@ -192,12 +192,13 @@ def order_box(box: tuple[float, ...]) -> tuple[float, float, float, float] | Non
 
 _FOUR = r"(\d{1,4}(?:\.\d{1,3})?)[ ,]{1,2}" * 3 + r"(\d{1,4}(?:\.\d{1,3})?)"
 TAGGED = re.compile(
-    rf"<!-- ?([A-Za-z][A-Za-z ]{{0,24}}?) ?\({_FOUR}\) ?-->|(?:<(\w{{1,12}})[^<>]{{0,120}}?)?data-bbox=[\"']{_FOUR}[\"']"
+    rf"<!-- ?([A-Za-z][A-Za-z ]{{0,24}}?) ?\({_FOUR}\) ?-->"
+    rf"|(?:<(\w{{1,12}})[^<>]{{0,120}}?)?data-bbox=[\"']{_FOUR}[\"']"
 )
 
 
 def read_tagged(match: re.Match[str]) -> Iterator[Coordinates]:
-    """The box of one TAGGED match: a parsed document's `<!-- Table (x1, y1, x2, y2) -->` or `data-bbox="x1 y1 x2 y2"`."""
+    """The box of one TAGGED match: `<!-- Table (x1, y1, x2, y2) -->` or `data-bbox="x1 y1 x2 y2"`."""
     groups = match.groups()
     numbers = groups[1:5] if groups[1] is not None else groups[6:10]
     if box := order_box(tuple(float(value) for value in numbers)):

@@ -1,4 +1,4 @@
-"""Where the code fences of markdown are, line by line while it streams: inside which list or quote, and until which line.
+"""Where the code fences of markdown are, line by line while it streams: in which list or quote, until which line.
 
 Follows CommonMark, and errs to one side: a list is believed to go on rather than to have ended, so a fence that is
 believed to be open is open, or its reader is told that it was `left`.

@@ -1,7 +1,7 @@
 """The links of an answer that open its evidence: what they may point at, how they are written, how they are taken out.
 
-A link is ordinary markdown, `[第47秒](#qv?m=ID&t=47)`. A chip is such a link that we add beside the model's words, its text
-begins with one of CHIPS. Only links written here may begin with `#qv?`; `evidence.py` breaks those a model writes.
+A link is ordinary markdown, `[第47秒](#qv?m=ID&t=47)`. A chip is such a link that we add beside the model's words; its
+text begins with one of CHIPS. Only links written here begin with `#qv?`; those that a model writes are broken.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Sources:
 
 @dataclass(frozen=True)
 class CitedTime:
-    """A second (or a span, when `end` is set) of the video `media`, cut to its duration; `text` as written, or a label."""
+    """A second of the video `media`, or a span when `end` is set, cut to its duration; `text` as written or a label."""
 
     media: str
     start: float
@@ -158,5 +158,5 @@ _LINK = re.compile(rf"\[((?:[^\[\]]){{1,400}}){_OURS}")
 def plain(markdown: str) -> str:
     """What the model wrote, out of what is shown: no links and chips of ours, no breakers, its `<` again."""
     text = _LONE_CHIP.sub("", _CHIP_LINE.sub("", markdown))
-    text = _LINK.sub(r"\1", text).replace(JOINER, "").replace("&#60;", "<")
-    return re.sub(r"\]\{\}(?=\()|!\{\}(?=\[)", lambda match: match[0][0], text)
+    text = _LINK.sub(r"\1", text).replace(f"){JOINER}{JOINER}", "").replace(JOINER, "").replace("&#60;", "<")
+    return re.sub(r"(?<=\])\{\}(?=[(:])|(?<=!)\{\}(?=\[)", "", text)
