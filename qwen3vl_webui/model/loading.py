@@ -5,11 +5,8 @@ Only safetensors are read and no code of a checkpoint runs.
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import os
-import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -22,7 +19,7 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import nn
 
-from qwen3vl_webui.engine.contract import ModelInfo, SamplingParams
+from qwen3vl_webui.engine.contract import Message, ModelInfo, Role, SamplingParams
 from qwen3vl_webui.errors import EngineError, OutOfMemory, Unsupported
 from qwen3vl_webui.model import rope
 from qwen3vl_webui.model.checkpoint import (
@@ -30,15 +27,18 @@ from qwen3vl_webui.model.checkpoint import (
     Report,
     Teller,
     check,
+    count_weights,
     damaged,
     quiet,
     read_json,
     resolve,
     resolve_auto,
 )
-from qwen3vl_webui.model.inputs import Vocabulary
+from qwen3vl_webui.model.inputs import Vocabulary, encode
 from qwen3vl_webui.model.rope import RopePlan
 from qwen3vl_webui.settings import DEMO_MODEL, MODELS, Hub, Quantization
+
+log = logging.getLogger(__name__)
 
 UNQUANTIZED = ["model.visual", "lm_head"]  # full-name prefixes; "visual" alone would not match
 OVERHEAD = 1.6 * 2**30  # bytes beside weights and KV: CUDA context, a prefill chunk, fragmentation (calculated)
@@ -149,27 +149,21 @@ def opens_thought(tokenizer: Any) -> bool:
     return prompt.rstrip().endswith("<think>")
 
 
+def warn_of_another_template(tokenizer: Any, vocabulary: Vocabulary) -> None:
+    """We write the published layout whatever the template says; a fine-tune may have been taught another."""
+    said: list[tuple[Role, str]] = [("system", "a"), ("user", "b"), ("assistant", "c"), ("user", "d")]
+    ours = encode([Message(role, (text,)) for role, text in said], vocabulary).ids.tolist()
+    rendered = tokenizer.apply_chat_template(
+        [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in said],
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    if tokenizer(rendered, add_special_tokens=False)["input_ids"] != ours:
+        log.warning("This checkpoint's chat template is not Qwen3-VL's; the layout of Qwen3-VL is used all the same.")
+
+
 def pick_device(device: str | None) -> torch.device:
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def count_weights(folder: Path) -> tuple[int, int]:
-    """How many weights there are, and how many are quantizable (matrices of the text layers): from the headers."""
-    everything = quantizable = 0
-    for file in folder.glob("*.safetensors"):
-        try:
-            with file.open("rb") as stream:
-                (length,) = struct.unpack("<Q", stream.read(8))
-                header = json.loads(stream.read(length))
-        except (struct.error, ValueError) as error:
-            raise damaged(folder, error) from error
-        header.pop("__metadata__", None)
-        for name, tensor in header.items():
-            weights = math.prod(tensor["shape"])
-            everything += weights
-            if ".layers." in name and len(tensor["shape"]) == 2 and "visual" not in name:
-                quantizable += weights
-    return everything, quantizable
 
 
 def weight_bytes(folder: Path, quantization: Quantization, dtype: torch.dtype) -> int:
@@ -309,6 +303,8 @@ def load_folder(
     plan = rope.native(config.text_config)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     vocabulary = Vocabulary.of(tokenizer.backend_tokenizer, thinking=opens_thought(tokenizer))
+    if tokenizer.chat_template:
+        warn_of_another_template(tokenizer, vocabulary)
     if (config.image_token_id, config.video_token_id) != (vocabulary.image_pad, vocabulary.video_pad):
         raise Unsupported(f"config.json and the tokenizer of {folder.name} disagree: fetch the checkpoint again.")
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText, Qwen3VLTextConfig
 
 from qwen3vl_webui.errors import EngineError, OutOfMemory, Unsupported
 from qwen3vl_webui.model import loading
-from qwen3vl_webui.model.checkpoint import Progress
+from qwen3vl_webui.model.checkpoint import Progress, count_weights
 from qwen3vl_webui.model.inputs import frame_patches
 from qwen3vl_webui.model.loading import LoadedModel, load, pick_quantization, weight_bytes
 from tests.tiny import tiny_checkpoint, write_json
@@ -191,6 +191,26 @@ def test_rope_types_not_done_here_are_refused(tmp_path: Path) -> None:
         load(str(folder), device="cpu")
 
 
+def test_another_chat_template_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for variant in ({}, {"tied": False, "thinking": True}):
+        load(str(tiny_checkpoint(**variant)), device="cpu")
+    assert "chat template" not in caplog.text
+    folder = tiny_checkpoint(tmp_path / "tiny")
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").write_text("{{- '<|im_start|>system\\nBe brief.<|im_end|>\\n' -}}" + template)
+    load(str(folder), device="cpu")
+    assert "chat template" in caplog.text
+
+
+def test_loading_from_disk_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("the network was used")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    load(str(tiny_checkpoint()), device="cpu")
+
+
 def test_an_unknown_quantization_is_refused() -> None:
     with pytest.raises(Unsupported, match="2bit"):
         load(str(tiny_checkpoint()), quantization="2bit")  # type: ignore[arg-type]
@@ -258,7 +278,7 @@ def test_auto_takes_the_least_quantization_that_leaves_room() -> None:
 
 def test_weights_are_counted_without_reading_them() -> None:
     folder = tiny_checkpoint()
-    everything, quantizable = loading.count_weights(folder)
+    everything, quantizable = count_weights(folder)
     assert everything == sum(weight.numel() for weight in load_file(folder / "model.safetensors").values())
     assert quantizable == 4 * 64 * (128 + 64 + 64 + 128 + 3 * 128)  # q, k, v, o and the three of the MLP
     assert weight_bytes(folder, "none", torch.float32) == 4 * everything
