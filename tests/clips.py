@@ -153,6 +153,24 @@ def copied(source: Path, target: Path, *, shift: float = 0.0, rotation: int | No
     return target
 
 
+def with_extras(source: Path, target: Path) -> Path:
+    """The film of `source` in an MKV beside subtitles and an attached font."""
+    with av.open(str(source)) as read, av.open(str(target), "w") as write:
+        film = write.add_stream_from_template(read.streams.video[0])
+        subtitles = write.add_stream("ass")
+        write.add_attachment("font.ttf", "application/x-truetype-font", bytes(100))
+        write.start_encoding()
+        line = av.Packet(b"0,0,Default,,0,0,0,,Hello")
+        line.pts = line.dts = 0
+        line.duration, line.stream = 1000, subtitles
+        write.mux(line)
+        for packet in read.demux(video=0):
+            if packet.size:
+                packet.stream = film
+                write.mux(packet)
+    return target
+
+
 def truncated(source: Path, target: Path, part: float = 0.5) -> Path:
     raw = source.read_bytes()
     target.write_bytes(raw[: int(len(raw) * part)])

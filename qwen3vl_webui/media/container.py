@@ -9,6 +9,9 @@ import math
 from typing import BinaryIO
 
 import av
+import av.subtitles.codeccontext  # PyAV imports these when a file has subtitles, when the sandbox allows no import
+import av.subtitles.stream
+import av.subtitles.subtitle
 from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
@@ -46,6 +49,7 @@ DAMAGED = "This video is damaged and cannot be read: try to play it elsewhere an
 
 def open_container(file: BinaryIO) -> InputContainer:
     """The container in `file`, nothing else: no other file, no address. Raises MediaError with one sentence."""
+    file.seek(0)
     head = file.read(12)
     size = file.seek(0, 2)
     file.seek(0)

@@ -15,6 +15,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
+from qwen3vl_webui.errors import MediaError
 from qwen3vl_webui.media import container as opening
 
 EXACT = 1e-6  # seconds: PTS are compared within the rounding of container.start_time
@@ -160,11 +161,14 @@ class Resize:
         return np.ascontiguousarray(np.rot90(small.to_ndarray(), turns))
 
 
-def first_picture(container: InputContainer, stream: VideoStream) -> VideoFrame | None:
-    """The first picture that decodes, or None: proof that the file can be shown, and its size and rotation."""
-    container.seek(container.start_time or 0)
-    pictures = Pictures(container, stream)
-    return next((frame for _, frame in pictures.play(container.demux(stream))), None)
+def first_picture(file: BinaryIO) -> VideoFrame:
+    """The first picture that decodes: proof that the file can be shown, its size and its rotation."""
+    with opening.open_container(file) as container:
+        stream = opening.picture_stream(container)
+        frame = next(Pictures(container, stream).decode(container.demux(stream)), None)
+    if frame is None:
+        raise MediaError(opening.DAMAGED)
+    return frame
 
 
 def read_pictures(

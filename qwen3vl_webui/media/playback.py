@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Literal
 
 from PIL import Image as Picture
 
+from qwen3vl_webui.errors import MediaError
 from qwen3vl_webui.media import container as opening
 from qwen3vl_webui.media import sandbox, video
 from qwen3vl_webui.media.values import Clip, FramePlan
@@ -35,7 +36,8 @@ def how_to_play(clip: Clip) -> How:
 
 @functools.lru_cache(maxsize=256)
 def _how_to_play(path: Path, digest: str) -> How:
-    return sandbox.call(judge, path, limits=video.SCAN_LIMITS)
+    how = sandbox.call(judge, path, limits=video.SCAN_LIMITS)
+    return how if how in ("as_is", "remux") else "transcode"
 
 
 def make_playable(clip_path: Path, target: Path, *, progress: Callable[[float], None]) -> None:
@@ -45,21 +47,27 @@ def make_playable(clip_path: Path, target: Path, *, progress: Callable[[float], 
     copy is whole. Copying packets takes seconds for hours of film, encoding 10 to 16 CPU seconds a minute.
     """
     found = sandbox.call(video.inspect, clip_path, limits=video.SCAN_LIMITS)
-    minutes, size = found["end"] / 60, clip_path.stat().st_size
-    large = max(1.0, found["width"] * found["height"] / (1920 * 1080))
+    scan = video.checked_scan(found)
+    minutes, size = scan.end / 60, clip_path.stat().st_size
+    large = max(1.0, int(found["width"]) * int(found["height"]) / (1920 * 1080))
     limits = sandbox.Limits(
         cpu_seconds=round(120 + 20 * minutes * large),
         file_size=2 * size + (64 << 20) + round(minutes * (60 << 20)),
         wall_seconds=3600.0 + 60 * minutes * large,
     )
-    how = sandbox.call(judge, clip_path, limits=video.SCAN_LIMITS)
-    if how == "transcode":
-        arguments: list[Any] = [encode, clip_path, found["shown"], found["seekable"]]
+
+    def work(function: Callable[..., Any], *arguments: Any) -> None:
+        with contextlib.closing(sandbox.stream(function, clip_path, *arguments, limits=limits, target=target)) as steps:
+            for done in steps:
+                progress(min(max(float(done), 0.0), 1.0))
+
+    if sandbox.call(judge, clip_path, limits=video.SCAN_LIMITS) == "transcode":
+        work(encode, scan.shown, scan.seekable)
     else:
-        arguments = [copy, clip_path, found["end"]]
-    with contextlib.closing(sandbox.stream(*arguments, limits=limits, target=target)) as steps:
-        for done in steps:
-            progress(done)
+        try:
+            work(copy, scan.end)
+        except MediaError:  # a damaged file whose packets MP4 does not take
+            work(encode, scan.shown, scan.seekable)
     progress(1.0)
 
 

@@ -55,18 +55,18 @@ _lock = Lock()
 def probe(path: Path, digest: str) -> Clip:
     """The clip in a file of that content digest; raises MediaError with one sentence when there is none."""
     found = sandbox.call(inspect, path, limits=SCAN_LIMITS)
-    scan = keep_scan(digest, found)
+    scan = keep(digest, checked_scan(found))
     return Clip(
         path=path,
         digest=digest,
         start=0.0,
         end=scan.end,
-        width=found["width"],
-        height=found["height"],
-        codec=found["codec"],
-        container=found["container"],
-        fps=found["fps"],
-        audio=found["audio"],
+        width=int(found["width"]),
+        height=int(found["height"]),
+        codec=str(found["codec"]),
+        container=str(found["container"]),
+        fps=float(found["fps"]),
+        audio=bool(found["audio"]),
     )
 
 
@@ -92,8 +92,6 @@ def read_frames(plan: FramePlan) -> Generator[Frame, None, None]:
     if any(later < earlier for earlier, later in itertools.pairwise(wanted)):
         raise ValueError("the seconds of a plan rise")
     scan = scan_of(plan.clip)
-    if not len(scan.shown):
-        raise MediaError(opening.DAMAGED)
     index = np.maximum(np.searchsorted(scan.shown, np.array(wanted) + EXACT, side="right") - 1, 0)
     unique = np.unique(index)
     seconds = scan.shown[unique]
@@ -106,7 +104,7 @@ def read_frames(plan: FramePlan) -> Generator[Frame, None, None]:
     try:
         for seconds, picture in zip(wanted, index, strict=True):
             while position < 0 or unique[position] < picture:
-                own, pixels = next(pictures)
+                own, pixels = checked(next(pictures), plan)
                 position += 1
             exact = abs(own - scan.shown[picture]) <= EXACT
             yield Frame(seconds if exact else own, pixels)
@@ -114,6 +112,16 @@ def read_frames(plan: FramePlan) -> Generator[Frame, None, None]:
         raise MediaError(opening.DAMAGED) from None
     finally:
         pictures.close()
+
+
+def checked(picture: Any, plan: FramePlan) -> tuple[float, np.ndarray]:
+    """The child is not trusted: what it sends must be a second and pixels of the plan's size."""
+    seconds, pixels = picture if isinstance(picture, tuple) and len(picture) == 2 else (None, None)
+    if not isinstance(seconds, float) or not isinstance(pixels, np.ndarray):
+        raise MediaError(opening.DAMAGED)
+    if pixels.shape != (plan.height, plan.width, 3) or pixels.dtype != np.uint8:
+        raise MediaError(opening.DAMAGED)
+    return seconds, pixels
 
 
 def reading_limits(clip: Clip) -> sandbox.Limits:
@@ -127,13 +135,26 @@ def scan_of(clip: Clip) -> Scan:
         if clip.digest in _scans:
             _scans.move_to_end(clip.digest)
             return _scans[clip.digest]
-    return keep_scan(clip.digest, sandbox.call(inspect, clip.path, limits=SCAN_LIMITS))
+    return keep(clip.digest, checked_scan(sandbox.call(inspect, clip.path, limits=SCAN_LIMITS)))
 
 
-def keep_scan(digest: str, found: dict[str, Any]) -> Scan:
-    scan = Scan(*(found[name] for name in ("shown", "keyframes", "starts", "end", "seekable")))
-    for times in (scan.shown, scan.keyframes, scan.starts):
+def checked_scan(found: dict[str, Any]) -> Scan:
+    """What `inspect` found. The child is not trusted: raises MediaError where that is no list of times."""
+    try:
+        shown, keyframes, starts = (np.asarray(found[name], np.float64) for name in ("shown", "keyframes", "starts"))
+        scan = Scan(shown, keyframes, starts, float(found["end"]), bool(found["seekable"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise MediaError(opening.DAMAGED) from error
+    for times in (shown, keyframes, starts):
+        if times.ndim != 1 or not (np.isfinite(times).all() and (np.diff(times) > 0).all()):
+            raise MediaError(opening.DAMAGED)
         times.setflags(write=False)
+    if not (len(shown) and len(starts) and shown[-1] < scan.end < np.inf):
+        raise MediaError(opening.DAMAGED)
+    return scan
+
+
+def keep(digest: str, scan: Scan) -> Scan:
     with _lock:
         _scans[digest] = scan
         while len(_scans) > SCANS_KEPT:
@@ -153,22 +174,13 @@ def inspect(file: BinaryIO) -> dict[str, Any]:
             raise MediaError("This video has no frames in it: upload the whole file again.")
         if found["end"] > opening.LONGEST_CLIP:
             raise MediaError(f"This video is {found['end'] / 3600:.1f} hours long: at most 12 hours are read.")
-        audio = any(other.type == "audio" for other in container.streams)
-        fps = len(found["shown"]) / max(found["end"] - found["shown"][0], EXACT)  # headers say 30,000 at times
-        codec, names = stream.codec_context.codec.canonical_name, container.format.name
-        frame = first_picture(container, stream)
-        if frame is None:
-            raise MediaError(opening.DAMAGED)
+        found["codec"], found["container"] = stream.codec_context.codec.canonical_name, container.format.name
+        found["fps"] = len(found["shown"]) / (found["end"] - found["shown"][0])  # headers say 30,000 at times
+        found["audio"] = any(other.type == "audio" for other in container.streams)
         aspect = opening.pixel_aspect(stream)
-        width, height = opening.upright_size(frame.width, frame.height, aspect, frame.rotation)
-    return found | {
-        "width": width,
-        "height": height,
-        "codec": codec,
-        "container": names,
-        "fps": fps,
-        "audio": audio,
-    }
+    first = first_picture(file)
+    width, height = opening.upright_size(first.width, first.height, aspect, first.rotation)
+    return found | {"width": width, "height": height}
 
 
 def scan_packets(container: Any, stream: Any) -> dict[str, Any]:

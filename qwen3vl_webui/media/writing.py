@@ -13,7 +13,6 @@ import numpy as np
 from av.packet import Packet
 from av.video.reformatter import VideoReformatter
 
-from qwen3vl_webui.errors import MediaError
 from qwen3vl_webui.media import container as opening
 from qwen3vl_webui.media.pictures import EXACT, THREADS, Pictures, first_picture, set_threads
 
@@ -172,11 +171,7 @@ def encode(file: BinaryIO, target: BinaryIO, shown: np.ndarray, seekable: bool) 
     the n-th picture out of the decoder is shown at `shown[n]`."""
     if hasattr(os, "nice"):
         os.nice(10)  # in the background: answers come first
-    with opening.open_container(file) as container:
-        first = first_picture(container, opening.picture_stream(container))
-        if first is None:
-            raise MediaError(opening.DAMAGED)
-    file.seek(0)
+    first = first_picture(file)
     with opening.open_container(file) as container:
         stream, sound = opening.picture_stream(container), first_sound(container)
         set_threads(stream, THREADS)

@@ -164,6 +164,30 @@ def test_parts_joined_into_one_file_play_one_after_the_other(folder):
     assert numbers(probed(folder / "joined.mp4")) == [*range(60), *range(60)]
 
 
+def test_packets_that_mp4_does_not_take_are_encoded_instead(film, folder, monkeypatch):
+    begun = []
+    stream = sandbox.stream
+
+    def refuse_copies(function, *arguments, **named):
+        begun.append(function)
+        if function is writing.copy:
+            raise MediaError("These packets are no good.")
+        return stream(function, *arguments, **named)
+
+    monkeypatch.setattr(sandbox, "stream", refuse_copies)
+    playback.make_playable(film("open_gop.mp4"), folder / "encoded.mp4", progress=lambda done: None)
+    assert begun == [writing.copy, writing.encode]
+    monkeypatch.undo()
+    assert numbers(probed(folder / "encoded.mp4")) == list(range(60))
+
+
+def test_subtitles_and_fonts_are_left_out_of_a_copy(film, folder):
+    source = clips.with_extras(film("silent.mp4"), folder / "extras.mkv")
+    playback.make_playable(source, folder / "extras.mp4", progress=lambda done: None)
+    assert playback.how_to_play(probed(folder / "extras.mp4")) == "as_is"
+    assert numbers(probed(folder / "extras.mp4")) == list(range(60))
+
+
 def test_large_pictures_become_720p(folder):
     path = clips.colour_clip(folder / "large.mp4", 1, size=(1920, 1080), codec="mpeg4", clock=Fraction(1, 10))
     playback.make_playable(path, folder / "small.mp4", progress=lambda done: None)

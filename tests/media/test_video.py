@@ -301,6 +301,63 @@ def test_an_exact_picture_costs_only_its_own_group(film):
         assert len([pts for pts in decoded if pts is not None]) <= 12
 
 
+def test_subtitles_and_fonts_beside_the_film_do_no_harm(film, folder):
+    clip = probed(clips.with_extras(film("short_gop.mp4"), folder / "extras.mkv"))
+    assert numbers_at(clip, video.read_times(clip).shown[::9]) == list(range(0, 75, 9))
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"shown": np.array([1.0, 0.0])},
+        {"shown": np.array([np.nan, 1.0])},
+        {"shown": np.zeros(0)},
+        {"shown": "0 1 2"},
+        {"starts": np.zeros((2, 2))},
+        {"end": float("inf")},
+        {"end": None},
+    ],
+)
+def test_a_child_that_lies_about_times_is_not_believed(film, monkeypatch, lie):
+    with film("short_gop.mp4").open("rb") as file:
+        found = video.inspect(file)
+    monkeypatch.setattr(sandbox, "call", lambda *arguments, **named: found | lie)
+    with pytest.raises(MediaError, match="damaged"):
+        video.probe(film("short_gop.mp4"), "lie")
+
+
+@pytest.mark.parametrize(
+    "lie", [None, (0.0, np.zeros((9, 9, 3), np.uint8)), (0.0, np.zeros((192, 320, 3))), ("0", b""), (0.0,)]
+)
+def test_a_child_that_lies_about_pictures_is_not_believed(film, monkeypatch, lie):
+    clip = probed(film("short_gop.mp4"))
+    monkeypatch.setattr(sandbox, "stream", lambda *arguments, **named: (picture for picture in [lie]))
+    with pytest.raises(MediaError, match="damaged"):
+        next(video.read_frames(plan_of(clip, [0.0])))
+
+
+def test_broken_bytes_give_pictures_or_one_sentence(film, folder):
+    names = ["short_gop.mp4", "hevc.mp4", "vp9.webm", "no_b_frames.mkv", "broadcast.ts", "mjpeg.avi", "flash.flv"]
+    read = refusals = 0
+    for seed in range(42):
+        random = np.random.default_rng(seed)
+        raw = bytearray(film(names[seed % len(names)]).read_bytes())
+        limit = len(raw) if seed % 2 else 1500
+        for position in random.integers(0, limit, 1 + 3 * seed):
+            raw[position] = random.integers(256)
+        path = folder / "broken"
+        path.write_bytes(raw)
+        try:
+            clip = video.probe(path, f"broken {seed}")
+            plan = plan_frames(clip, video.read_times(clip), budget=900, frame_pixels=(4096, 16_384))
+            assert len(list(video.read_frames(plan))) == 2 * len(plan.patches)
+            read += 1
+        except MediaError as error:
+            assert error.sentence.endswith(".")
+            refusals += 1
+    assert read > 5 and refusals > 5
+
+
 def refused(path: Path) -> str:
     with pytest.raises(MediaError) as caught:
         video.probe(path, path.name)
