@@ -171,6 +171,7 @@ def run_alone() -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (1, 2):  # decoders print
         os.dup2(null, descriptor)
+    leave_out_onnxruntime()
     request = json.loads(reader.readline())
     files = open_files(request["files"])
     confinement.limit(Limits(**request["limits"]))
@@ -192,10 +193,15 @@ def describe(error: Exception) -> dict[str, str]:
     return {"kind": kind, "sentence": "", "code": "", "detail": "".join(lines)[-2000:]}
 
 
+def leave_out_onnxruntime() -> None:
+    """PyMuPDF would load it, with its threads, for an analysis of layouts that is not used here."""
+    for name in ("pymupdf.layout", "pymupdf4llm"):
+        sys.modules[name] = None  # type: ignore[assignment]
+
+
 def warm() -> None:
     """Import every decoder and use it once: libraries import parts of themselves on first use."""
-    for name in ("pymupdf.layout", "pymupdf4llm"):  # these would start threads of onnxruntime, for nothing used here
-        sys.modules[name] = None  # type: ignore[assignment]
+    leave_out_onnxruntime()
     for module in pkgutil.iter_modules(encodings.__path__, "encodings."):  # each is imported when first named
         with contextlib.suppress(ImportError):  # two exist on Windows only
             importlib.import_module(module.name)

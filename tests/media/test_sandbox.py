@@ -112,16 +112,6 @@ except PermissionError:
     assert ran.stdout == "closed\n"
 
 
-def test_the_forbidden_calls_are_the_same_on_both_architectures() -> None:
-    words = confinement.FORBIDDEN.split()
-    assert len(words) % 3 == 0 and all(word.isdigit() or word == "-" for name in (1, 2) for word in words[name::3])
-    for machine in confinement.AUDIT_ARCH:
-        numbers = confinement.forbidden(machine)
-        assert len(numbers) == len(set(numbers)) and max(numbers) <= confinement.NEWEST
-        read_and_write = {"x86_64": {0, 1, 3, 8, 9, 11, 17}, "aarch64": {63, 64, 57, 62, 222, 215, 67}}[machine]
-        assert not read_and_write & set(numbers)
-
-
 def test_a_child_may_start_threads_for_decoders_do(file: Path) -> None:
     assert sandbox.call(confined.in_thread, file) == [0, 1, 2]
 
