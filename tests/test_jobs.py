@@ -1,7 +1,10 @@
 """An answer is written into the store while pages watch, come and go."""
 
 import asyncio
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,12 +13,13 @@ import pytest
 from qwen3vl_webui.conversation import Conversation, Turn
 from qwen3vl_webui.engine.contract import GenerationRequest, Message
 from qwen3vl_webui.errors import Conflict, EngineError, NotFound, Overloaded, TooLong
-from qwen3vl_webui.jobs import JOBS_PER_OWNER, Job, Jobs
+from qwen3vl_webui.jobs import JOBS_PER_OWNER, SAVE_SECONDS, Job, Jobs
 from qwen3vl_webui.store import Store
 from tests.scripted_engine import Gate, ScriptedEngine
 
 REQUEST = GenerationRequest((Message("user", ("hello",)),))
 Start = Callable[..., Job]
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -233,3 +237,41 @@ def test_two_hundred_stops_leave_no_thread(engine: ScriptedEngine, start: Start)
         job.stop()
         assert job.join(10)
     assert threading.active_count() <= before and engine.running is None and engine.waiting == 0
+
+
+ANSWERING = """
+import sys, time
+from pathlib import Path
+from qwen3vl_webui.conversation import Conversation
+from qwen3vl_webui.engine.contract import GenerationRequest, Message
+from qwen3vl_webui.jobs import Jobs
+from qwen3vl_webui.store import Store
+from tests.scripted_engine import ScriptedEngine
+
+store = Store(Path(sys.argv[1]))
+jobs = Jobs(ScriptedEngine("la ", endless=True, pace=0.01), store)
+conversation = store.save("local", Conversation().ask("sing").answer())
+job = jobs.start("local", conversation.id, conversation.leaf, GenerationRequest((Message("user", ("sing",)),)))
+while True:
+    print(conversation.id, len(job.snapshot().text), flush=True)
+    time.sleep(0.01)
+"""
+
+
+def test_kill_9_costs_at_most_the_last_second_of_an_answer(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", ANSWERING, str(tmp_path)]
+    seen: list[tuple[float, int]] = []  # when the server was seen to have written how much
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as server:
+        assert server.stdout is not None
+        for line in server.stdout:
+            conversation_id, length = line.split()
+            seen.append((time.monotonic(), int(length)))
+            if seen[-1][0] - seen[0][0] > 2.5:
+                break
+        server.kill()
+    store = Store(tmp_path)
+    question, answer = store.load("local", conversation_id).turns
+    store.close()
+    assert question.text == "sing" and answer.state == "aborted"
+    old = [length for moment, length in seen if moment < seen[-1][0] - 2 * SAVE_SECONDS]
+    assert len(answer.text) >= max(old) and answer.text

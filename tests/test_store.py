@@ -21,6 +21,8 @@ from qwen3vl_webui.records import part_from, part_record
 from qwen3vl_webui.store import Store
 from tests import clips
 
+ROOT = Path(__file__).resolve().parent.parent
+
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
@@ -410,7 +412,9 @@ print(store.save("local", store.load("local", kept.id).ask("again")).version)
 
 def test_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path: Path) -> None:
     """The limit on file sizes stands in for a full disk: both fail in the middle of a write."""
-    ran = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, timeout=60, cwd=ROOT
+    )
     lines = ran.stdout.splitlines()
     assert len(lines) == 4, ran.stderr
     assert all("cannot be written" in line and "Free some space" in line for line in lines[:2])
@@ -437,7 +441,9 @@ while True:
 def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
     acknowledged: list[tuple[str, str]] = []
     for _ in range(3):
-        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
         assert writer.stdout is not None
         lines = []
         for line in writer.stdout:
