@@ -70,6 +70,7 @@ class Store:
         self._media: dict[str, Media] = {}
         self._incoming = data_dir / "media" / "incoming"
         try:
+            data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)  # what people say is nobody else's on this machine
             self._incoming.mkdir(parents=True, exist_ok=True)
             self._guard = open(data_dir / "lock", "a")  # noqa: SIM115  held until close
         except OSError as error:

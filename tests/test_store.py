@@ -358,6 +358,10 @@ def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
         Store(tmp_path / "file" / "data")
 
 
+def test_other_users_of_the_machine_cannot_look_in(store: Store) -> None:
+    assert store.data_dir.stat().st_mode & 0o077 == 0
+
+
 def test_a_newer_schema_is_refused_and_kept(tmp_path: Path) -> None:
     Store(tmp_path).close()
     database = sqlite3.connect(tmp_path / "store.sqlite")
