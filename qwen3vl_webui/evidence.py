@@ -162,12 +162,13 @@ class Linker:
         self._line_start = newline >= 0
         raw = tape.take(end - tape.at)
         self._block.append(raw)
-        return self._doubt.verbatim(raw, self._fence.doubtful, entity=self._fence.language == "mermaid")
+        return self._doubt.verbatim(raw, self._fence.doubtful, entity=self._fence.diagram)
 
     def _close_fence(self, at_end: bool = False) -> str:
         assert self._fence is not None
         fence, text = self._fence, "".join(self._block)
         self._fence, self._block, self._line_start = None, [], True
+        self._doubt.lost |= fence.diagram and "```" in text  # where the page takes a diagram to end
         self._citations.code_blocks.append(CodeBlock(fence.language, text))
         return self._chips(text, " " * fence.column if not fence.quotes else "", at_end)
 

@@ -30,6 +30,7 @@ class Fence:
     quotes: int
     language: str
     doubtful: bool  # whether the page reads it as a fence is not certain
+    diagram: bool = False  # the page reads its inside as HTML
 
     def line(self, text: str, index: int, ended: bool) -> Literal["inside", "closed", "left"] | None:
         """What the line at `index` is to this fence; None: not enough of it is here."""
@@ -109,7 +110,8 @@ class Lists:
             self._columns = [open_column for open_column in self._columns if open_column <= column]
         words = info.split()
         language = words[0].lower() if words else ""
-        fence = Fence(found[4], base, at, quotes, language, bool(quotes or markers))
+        diagram = found[4] == "```" and info.strip() == "mermaid"
+        fence = Fence(found[4], base, at, quotes, language, bool(quotes or markers), diagram)
         length = (newline + 1 if newline >= 0 else len(text)) - index
         return Head(length, column, tuple(markers), fence)
 

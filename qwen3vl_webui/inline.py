@@ -9,7 +9,7 @@ from qwen3vl_webui import times
 from qwen3vl_webui.citing import PAGE, Citations
 from qwen3vl_webui.coordinates import TAGGED, read_tagged
 from qwen3vl_webui.links import JOINER, Mark, target
-from qwen3vl_webui.reading import FORMULA, HOLD, Doubt, Tape
+from qwen3vl_webui.reading import FORMULA, HOLD, Doubt, Tape, paired
 
 
 def _growing(word: str) -> str:
@@ -178,7 +178,8 @@ class Inline:
                 if tape.lacks(run.end() + 1):
                     return None
                 if len(run[0]) == count and run.end() < limit and "|" not in tape.text[end : run.start()]:
-                    return self._doubt.verbatim(tape.take(run.end() - tape.at), False)
+                    span = tape.take(run.end() - tape.at)
+                    return self._doubt.verbatim(span, doubtful=not paired(span))
                 if len(run[0]) == count:
                     break
             else:

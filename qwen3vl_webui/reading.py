@@ -105,3 +105,13 @@ class Doubt:
             return token + JOINER if doubtful or self else token
 
         return _CODE.sub(guard, raw)
+
+
+def paired(text: str) -> bool:
+    """Whether every formula that begins in a text ends in it, as the page will pair them."""
+    doubt = Doubt()
+    for delimiter in re.findall(FORMULA, text):
+        if delimiter in (r"\)", r"\]") and delimiter.translate({41: 40, 93: 91})[1] not in doubt.open:
+            return False
+        doubt.mark(delimiter)
+    return not doubt
