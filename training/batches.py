@@ -72,7 +72,7 @@ class Encoder:
         row.visuals.append((len(row.ids) + 1, part.pixels))
         count = rows * columns
         row.ids += [self.start, *[pad] * count, self.end]
-        row.positions += [(place,) * 3, *zip(*axes, strict=True), (after,) * 3]  # type: ignore[list-item]
+        row.positions += [(place,) * 3, *zip(*axes, strict=True), (after,) * 3]
         row.segments += [0] * (count + 2)
         row.targets += [-100] * (count + 2)
         return after + 1
@@ -107,9 +107,7 @@ class Packed:
         )
         ids, positions, segments, targets, places, features = (
             torch.from_numpy(array).to(device)
-            for array in (
-                self.ids, self.positions, self.segments, self.targets, self.visual_index, self.feature_index
-            )
+            for array in (self.ids, self.positions, self.segments, self.targets, self.visual_index, self.feature_index)
         )
         shifted = torch.full_like(targets, -100)
         shifted[:, :-1] = targets[:, 1:]
@@ -153,7 +151,9 @@ def pack(rows: Sequence[Row], pad: int) -> Packed:
         features.append(cells + begins[size] + picture * len(cells))
     pictures = [np.stack(images) for images in by_size.values()]
     visual_index, feature_index = np.concatenate(places), np.concatenate(features)
-    return Packed(ids, positions, segments, targets, pictures, visual_index, feature_index, np.asarray(exchanges), asked)
+    return Packed(
+        ids, positions, segments, targets, pictures, visual_index, feature_index, np.asarray(exchanges), asked
+    )
 
 
 def batches_of(rows: Sequence[Row], most_tokens: int, pad: int) -> Iterator[Packed]:
@@ -185,7 +185,9 @@ def step_cases(seed: str, level: Level, most_tokens: int, encoder: Encoder) -> l
 
 
 def draw_ahead(tokenizer: Any, plan: Any, first_step: int, *, ahead: int = 6) -> tuple[Any, Any]:
-    """A process that draws the steps from `first_step` on; `plan(step)` gives (seed, levels, step tokens, batch tokens).
+    """A process that draws the steps from `first_step` on.
+
+    `plan(step)` gives (seed, levels, step tokens, batch tokens).
 
     Returns (process, queue); the queue gives lists of Packed.
     """

@@ -65,6 +65,17 @@ class Level:
     wear: float = 0.5
     runs: float = 0.3  # how often things stay for several moments
     turns: float = 0.15  # how often a branch goes on for a second turn
+    asked: tuple[tuple[str, float], ...] = (  # about pictures of shapes
+        ("name", 3),
+        ("is", 1),
+        ("colour", 1),
+        ("shape", 1),
+        ("count", 3),
+        ("where", 2),
+        ("absent", 1),
+        ("refuse", 0.3),
+    )
+    things: int = 6  # most in one picture
     picture_sizes: tuple[tuple[int, int], ...] = ()  # (width, height) to choose from; empty: any within the pixels
     frame_sizes: tuple[tuple[int, int], ...] = ()
     page_sizes: tuple[tuple[int, int], ...] = ()
@@ -183,7 +194,7 @@ def refusal(random: Random, language: str) -> Exchange:
     return Exchange("refuse", language, random.choice(q.REFUSED[language]), q.REFUSAL[language])
 
 
-def picture_exchange(scene: Scene, random: Random, language: str) -> Exchange:
+def picture_exchange(scene: Scene, level: Level, random: Random, language: str) -> Exchange:
     """One question about one picture of things or of a word."""
     if scene.text:
         if random.random() < 0.9:
@@ -192,9 +203,8 @@ def picture_exchange(scene: Scene, random: Random, language: str) -> Exchange:
     things = scene.things
     names = [one.name for one in things]
     distinct = len(set(names)) == len(names)
-    skill = random.choices(
-        ("name", "is", "colour", "shape", "count", "where", "absent", "refuse"), (3, 1, 1, 1, 3, 3, 1, 0.3)
-    )[0]
+    skills, weights = zip(*level.asked, strict=True)
+    skill = random.choices(skills, weights)[0]
     if skill == "name" and distinct and 1 <= len(names) <= 3:
         return ask("name", random, language, q.name_answer(names, language))
     if skill == "colour":
@@ -213,10 +223,10 @@ def picture_exchange(scene: Scene, random: Random, language: str) -> Exchange:
             return ask("shape", random, language, q.name_answer([name], language), colour=word)
     if skill == "is" and names:
         name = random.choice(names)
-        word = {"colour": name[0], "shape": name[1]}
+        fields = {"colour": name[0], "shape": name[1]}
         if language == "zh":
-            word = {"colour": q.COLOURS[name[0]][0], "shape": random.choice(q.SHAPES[name[1]][1])}
-        return ask("is", random, language, q.is_answer(q.thing(*name, language), language), **word)
+            fields = {"colour": q.COLOURS[name[0]][0], "shape": random.choice(q.SHAPES[name[1]][1])}
+        return ask("is", random, language, q.is_answer(q.thing(*name, language), language), **fields)
     if skill == "count" and names:
         colour, shape = random.choice(names)
         kind = random.random()
@@ -232,11 +242,13 @@ def picture_exchange(scene: Scene, random: Random, language: str) -> Exchange:
             word = (q.COLOURS[colour][0] if colour else "") + random.choice(q.SHAPES[shape][1])
         return ask("count", random, language, q.count_answer(number, colour, shape, language), things=word)
     if skill == "where":
-        single = [one for one in things if names.count(one.name) == 1]
-        if single:
-            one = random.choice(single)
+        alone = [one for one in things if names.count(one.name) == 1]
+        if alone:
+            one = random.choice(alone)
             label = q.thing(*one.name, language)
-            return ask("where", random, language, q.where_answer(one.box, label), thing=called(one.name, language, random))
+            return ask(
+                "where", random, language, q.where_answer(one.box, label), thing=called(one.name, language, random)
+            )
     if skill == "refuse":
         return refusal(random, language)
     return absent_in(scene, random, language)
@@ -275,12 +287,12 @@ def branches_of(make, level: Level, random: Random) -> tuple[Branch, ...]:  # ty
 
 
 def random_scene(width: int, height: int, level: Level, random: Random) -> Scene:
-    if random.random() < 0.3:
-        count = random.randint(2, 6)
+    if level.things > 3 and random.random() < 0.3:
+        count = random.randint(2, level.things)
         pool = [any_name(random) for _ in range(random.randint(1, 3))]
         names = [random.choice(pool) for _ in range(count)]
     else:
-        count = random.choices((1, 2, 3), (4, 3, 3))[0]
+        count = min(level.things, random.choices((1, 2, 3), (4, 3, 3))[0])
         names = []
         while len(names) < count:
             name = any_name(random)
@@ -292,7 +304,7 @@ def random_scene(width: int, height: int, level: Level, random: Random) -> Scene
 def picture_case(level: Level, random: Random) -> Case:
     width, height = picture_size(level, random)
     scene = random_scene(width, height, level, random)
-    branches = branches_of(lambda r, language: picture_exchange(scene, r, language), level, random)
+    branches = branches_of(lambda r, language: picture_exchange(scene, level, r, language), level, random)
     return Case((Still(scene.pixels),), branches)
 
 
@@ -301,7 +313,10 @@ def text_case(level: Level, random: Random) -> Case:
     text = printed(random, min(level.longest_text, 8))
     scene = draw_text(text, width, height, random, wear=level.wear)
     few = Level(level.kinds, branches=2, turns=0.0)
-    return Case((Still(scene.pixels),), branches_of(lambda r, language: picture_exchange(scene, r, language), few, random))
+    return Case(
+        (Still(scene.pixels),),
+        branches_of(lambda r, language: picture_exchange(scene, level, r, language), few, random),
+    )
 
 
 def pictures_case(level: Level, random: Random) -> Case:
@@ -325,7 +340,11 @@ def pictures_case(level: Level, random: Random) -> Case:
             if single:
                 name = random.choice(single)
                 return ask(
-                    "compare", random, language, q.compare_answer(number, language), thing=called(name, language, random)
+                    "compare",
+                    random,
+                    language,
+                    q.compare_answer(number, language),
+                    thing=called(name, language, random),
                 )
         if kind < 0.85:
             names = [one.name for one in scenes[number - 1].things]
@@ -552,7 +571,13 @@ def document_case(level: Level, random: Random) -> Case:
         if kind < 0.97:
             text = other_text([text for texts in said for text in texts], random, 8)
             answer = q.absent_answer(q.quoted(text, language), language)
-            one = ask("page", random, language, answer, text=called_text(text, language, random, with_word=random.random() < 0.4))
+            one = ask(
+                "page",
+                random,
+                language,
+                answer,
+                text=called_text(text, language, random, with_word=random.random() < 0.4),
+            )
             return Exchange("absent", language, one.question, answer)
         return refusal(random, language)
 

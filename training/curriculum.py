@@ -22,6 +22,19 @@ def shares(**kinds: float) -> tuple[tuple[str, float], ...]:
     return tuple(kinds.items())
 
 
+WARM = Level(  # one thing, large: attention to pictures and the features of colour and shape come first
+    shares(picture=6, text=0.5, video=1),
+    picture_pixels=(4096, 4096),
+    frame_pixels=(4096, 4096),
+    moments=(1, 2),
+    longest_text=1,
+    branches=4,
+    wear=0.1,
+    runs=0.0,
+    turns=0.0,
+    asked=(("name", 3), ("is", 0.5), ("colour", 2), ("shape", 2), ("absent", 0.5)),
+    things=1,
+)
 FIRST = Level(
     shares(picture=4, text=2, pictures=0.5, video=4, document=1, nothing=0.05),
     picture_pixels=(4096, 9216),
@@ -34,16 +47,34 @@ FIRST = Level(
     runs=0.0,
     turns=0.1,
 )
-SECOND = replace(FIRST, picture_pixels=(4096, 16384), frame_pixels=(4096, 6144), moments=(2, 6), pages=(2, 5), runs=0.15)
-SECOND = replace(SECOND, longest_text=4, wear=0.35, branches=4, kinds=shares(picture=3, text=3, pictures=0.7, video=4, document=1, nothing=0.05))
-THIRD = replace(SECOND, picture_pixels=(4096, 25600), frame_pixels=(4096, 9216), moments=(4, 16), pages=(3, 8), runs=0.3)
+SECOND = replace(
+    FIRST, picture_pixels=(4096, 16384), frame_pixels=(4096, 6144), moments=(2, 6), pages=(2, 5), runs=0.15
+)
+SECOND = replace(
+    SECOND,
+    longest_text=4,
+    wear=0.35,
+    branches=4,
+    kinds=shares(picture=3, text=3, pictures=0.7, video=4, document=1, nothing=0.05),
+)
+THIRD = replace(
+    SECOND, picture_pixels=(4096, 25600), frame_pixels=(4096, 9216), moments=(4, 16), pages=(3, 8), runs=0.3
+)
 THIRD = replace(THIRD, longest_text=6, wear=0.5, branches=6)
-FOURTH = replace(THIRD, picture_pixels=(4096, 36864), frame_pixels=(4096, 9216), runs=0.5, moments=(6, 40), pages=(4, 12))
-FOURTH = replace(FOURTH, longest_text=8, branches=8, kinds=shares(picture=3, text=4, pictures=0.7, video=3, document=0.7, nothing=0.05))
+FOURTH = replace(
+    THIRD, picture_pixels=(4096, 36864), frame_pixels=(4096, 9216), runs=0.5, moments=(6, 40), pages=(4, 12)
+)
+FOURTH = replace(
+    FOURTH,
+    longest_text=8,
+    branches=8,
+    kinds=shares(picture=3, text=4, pictures=0.7, video=3, document=0.7, nothing=0.05),
+)
 FIFTH = replace(FOURTH, moments=(20, 120), branches=12, runs=0.7)
 
 STAGES = (
-    Stage(FIRST, {"name": 0.85, "when": 0.85, "what_at": 0.8, "where": 0.5}, 6000),
+    Stage(WARM, {"name": 0.9}, 3000, 3_000, 3_000),
+    Stage(FIRST, {"name": 0.85, "when": 0.85, "what_at": 0.8}, 6000),
     Stage(SECOND, {"name": 0.9, "when": 0.85, "what_at": 0.85, "page": 0.8}, 6000),
     Stage(THIRD, {"name": 0.93, "when": 0.88, "what_at": 0.85, "page": 0.85}, 8000),
     Stage(FOURTH, {"name": 0.95, "when": 0.93, "what_at": 0.9, "page": 0.9, "read": 0.8}, 20_000, 8_000, 8_000),

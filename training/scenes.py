@@ -127,7 +127,12 @@ def outline(shape: str, x: float, y: float, radius: float, turn: float) -> list[
         points = []
         for i in range(30):
             a = i * math.pi / 15
-            points.append((math.sin(a) ** 3, -(13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a) - math.cos(4 * a)) / 16))
+            points.append(
+                (
+                    math.sin(a) ** 3,
+                    -(13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a) - math.cos(4 * a)) / 16,
+                )
+            )
     else:
         arm = 0.33
         points = [(-arm, -1), (arm, -1), (arm, -arm), (1, -arm), (1, arm), (arm, arm)]
@@ -136,7 +141,9 @@ def outline(shape: str, x: float, y: float, radius: float, turn: float) -> list[
     return [(x + radius * (a * cos - b * sin), y + radius * (a * sin + b * cos)) for a, b in points]
 
 
-def places(count: int, width: int, height: int, random: Random, least: float, most: float) -> list[tuple[float, float, float]]:
+def places(
+    count: int, width: int, height: int, random: Random, least: float, most: float
+) -> list[tuple[float, float, float]]:
     """Centres and radii, in pixels, of things that hardly overlap; may be fewer than asked when there is no room."""
     short = min(width, height)
     found: list[tuple[float, float, float]] = []
@@ -204,7 +211,9 @@ def spoil(pixels: np.ndarray, random: Random, wear: float) -> np.ndarray:
 @functools.cache
 def font_paths() -> tuple[str, ...]:
     """Latin text fonts of the machine, or Pillow's own when there is none."""
-    found = sorted(str(path) for folder in FONT_FOLDERS for path in Path(folder).glob("*.ttf") if "Math" not in path.name)
+    found = sorted(
+        str(path) for folder in FONT_FOLDERS for path in Path(folder).glob("*.ttf") if "Math" not in path.name
+    )
     return tuple(found) or ("",)
 
 

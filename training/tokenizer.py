@@ -42,7 +42,24 @@ ORDINARY_TOKENS = (
     "<think>",
     "</think>",
 )
-PIECES = ("```", "json", '[{"', '":[', '],"', '":"', '"}]', '."', '"?', '".', ' "', "”。", "：“", "”；", "；第", "、第")
+PIECES: tuple[str, ...] = (
+    "```",
+    "json",
+    '[{"',
+    '":[',
+    '],"',
+    '":"',
+    '"}]',
+    '."',
+    '"?',
+    '".',
+    ' "',
+    "”。",
+    "：“",
+    "”；",
+    "；第",
+    "、第",
+)
 PIECES += ("user", "assistant", "system", "bbox")
 CHAT_TEMPLATE = """{%- for message in messages -%}
 {{- '<|im_start|>' + message.role + '\\n' -}}
@@ -71,7 +88,9 @@ def bytes_as_characters() -> dict[int, str]:
 
 def known_pieces() -> list[str]:
     """Everything worth one token: words behind a space, Chinese characters, pieces of the answers' JSON."""
-    texts = [wording for by_language in questions.ASK.values() for wordings in by_language.values() for wording in wordings]
+    texts = [
+        wording for by_language in questions.ASK.values() for wordings in by_language.values() for wording in wordings
+    ]
     texts += [text for asked in questions.REFUSED.values() for text in asked] + list(questions.REFUSAL.values())
     texts += [" ".join([*questions.COLOURS, *questions.SHAPES, *(plural for plural, _ in questions.SHAPES.values())])]
     texts += [name for names in questions.COLOURS.values() for name in names]
@@ -111,7 +130,11 @@ def build_tokenizer() -> Any:
     bpe.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     bpe.add_tokens([AddedToken(token, special=False, normalized=False) for token in ORDINARY_TOKENS])
     tokenizer = Qwen2Tokenizer(
-        tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token=None, bos_token=None
+        tokenizer_object=bpe,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        unk_token=None,
+        bos_token=None,  # type: ignore[arg-type]
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer

@@ -18,6 +18,7 @@ import torch
 
 from training.batches import Packed, draw_ahead
 from training.curriculum import STAGES, levels_of
+from training.evaluate import is_right
 from training.network import build_model, compile_blocks, forward
 from training.tokenizer import build_tokenizer
 
@@ -30,11 +31,16 @@ class Score:
         self.right: dict[str, float] = {}
         self.asked: dict[str, float] = {}
 
-    def add(self, predicted: torch.Tensor, packed: Packed, wanted: torch.Tensor) -> None:
-        """An answer is right when each of its tokens is: what a greedy answer would give, to the letter."""
+    def add(self, predicted: torch.Tensor, packed: Packed, wanted: torch.Tensor, tokenizer: Any) -> None:
+        """An answer is right when each of its tokens is: what a greedy answer would give, to the letter. Boxes are
+        judged by their overlap, read from what is predicted after the wanted digits: near enough to watch.
+        """
         wrong = torch.zeros(len(packed.asked))
-        wrong.index_add_(0, torch.from_numpy(packed.exchanges), (predicted != wanted).float())
-        for exchange, misses in zip(packed.asked, wrong.tolist(), strict=True):
+        exchanges = torch.from_numpy(packed.exchanges)
+        wrong.index_add_(0, exchanges, (predicted != wanted).float())
+        for number, (exchange, misses) in enumerate(zip(packed.asked, wrong.tolist(), strict=True)):
+            if exchange.skill == "where" and misses:
+                misses = not is_right(exchange, tokenizer.decode(predicted[exchanges == number][:-1]))
             self.right[exchange.skill] = self.right.get(exchange.skill, 0.0) + (misses == 0)
             self.asked[exchange.skill] = self.asked.get(exchange.skill, 0.0) + 1
 
@@ -71,7 +77,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="folder of the checkpoint and the log")
     parser.add_argument("--from", dest="source", type=Path, help="a released checkpoint to continue from")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")
+    parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--warmup", type=int, default=150, help="steps of linear warm-up after every start")
     parser.add_argument("--minutes", type=float, default=0, help="anneal the rate to nothing in this time and stop")
     parser.add_argument("--stage", type=int, help="begin at this stage of the curriculum")
@@ -90,11 +96,20 @@ def main() -> None:
     if args.source:
         from transformers import Qwen3VLForConditionalGeneration
 
-        model.load_state_dict(Qwen3VLForConditionalGeneration.from_pretrained(args.source, dtype="float32").state_dict())
+        model.load_state_dict(
+            Qwen3VLForConditionalGeneration.from_pretrained(args.source, dtype="float32").state_dict()
+        )
     model.to(args.device)
     average = copy.deepcopy(model)
     optimizer = torch.optim.AdamW(parameter_groups(model), lr=args.rate, betas=(0.9, 0.98), fused=True)
-    state: dict[str, Any] = {"step": 0, "stage": args.stage or 0, "stage_step": 0, "seconds": 0.0, "tokens": 0, "answers": 0}
+    state: dict[str, Any] = {
+        "step": 0,
+        "stage": args.stage or 0,
+        "stage_step": 0,
+        "seconds": 0.0,
+        "tokens": 0,
+        "answers": 0,
+    }
     file = args.run / "checkpoint.pt"
     if file.exists():
         saved = torch.load(file, map_location=args.device, weights_only=True)
@@ -136,7 +151,7 @@ def main() -> None:
             loss = torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="sum") / total
             loss.backward()
             loss_shown += float(loss.detach())
-            score.add(logits.detach().argmax(-1).cpu(), packed, wanted.cpu())
+            score.add(logits.detach().argmax(-1).cpu(), packed, wanted.cpu(), tokenizer)
             state["tokens"] += int((packed.segments >= 0).sum())
             state["answers"] += len(packed.asked)
         score.fade()
@@ -160,9 +175,11 @@ def main() -> None:
         if state["step"] % 25 == 0:
             speed = (time.monotonic() - told_at) / (state["step"] - told_step)
             loss_shown /= state["step"] - told_step
-            line = f"{state['step']} stage {state['stage']} loss {loss_shown:.4f} rate {rate:.1e} {speed:.2f}s/step {score}"
-            print(line, flush=True)
-            log.write(json.dumps({**state, "loss": loss_shown, **{s: round(score.of(s), 4) for s in score.asked}}) + "\n")
+            where = f"{state['step']} stage {state['stage']} loss {loss_shown:.4f}"
+            print(f"{where} rate {rate:.1e} {speed:.2f}s/step {score}", flush=True)
+            log.write(
+                json.dumps({**state, "loss": loss_shown, **{s: round(score.of(s), 4) for s in score.asked}}) + "\n"
+            )
             log.flush()
             loss_shown, told_at, told_step = 0.0, time.monotonic(), state["step"]
         if time.monotonic() - saved_at > 120:

@@ -1,0 +1,152 @@
+"""Write a training run as the bundled checkpoint: `python -m training.release --run runs/demo`.
+
+The averaged weights in float16, every file stock transformers asks for, and a model card with what was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.evaluate import EVALUATED, evaluate
+from training.network import POSITIONS, build_model
+from training.tokenizer import build_tokenizer
+
+IMAGE_PIXELS = (4096, 36_864)  # least and most of one picture or page: 4 to 36 visual tokens
+FRAME_PIXELS = (4096, 9216)  # of one video frame: 4 to 9 visual tokens
+SKILLS = {
+    "name": "says which coloured shapes are in a picture, and their colour or shape",
+    "count": "counts shapes, up to 6",
+    "locate": "gives the box of a shape as bbox_2d JSON",
+    "read": "reads one printed word or number of up to 8 characters",
+    "when": "says at which second a shape or word appears in a video",
+    "what at": "says what is shown at a time",
+    "all times": "lists every time a shape or word appears",
+    "span": "lists what is shown between two times",
+    "page": "finds the page of a PDF that says a word or number",
+    "compare": "says which of up to 4 pictures has a shape",
+    "absent": "says when something is not there",
+    "refuse": "says what it can do when asked for anything else",
+}
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_checkpoint(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Everything but the model card."""
+    from transformers import GenerationConfig
+
+    ends = [tokenizer.convert_tokens_to_ids(name) for name in ("<|im_end|>", "<|endoftext|>")]
+    model.generation_config = GenerationConfig(do_sample=False, eos_token_id=ends, pad_token_id=ends[1])
+    model.half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["qwen3vl_webui"] = {
+        "trained": True,
+        "image_pixels": list(IMAGE_PIXELS),
+        "frame_pixels": list(FRAME_PIXELS),
+        "skills": list(SKILLS),
+        "sampling": {"temperature": 0.0, "presence_penalty": 0.0, "max_tokens": 512},
+    }
+    write_json(folder / "config.json", config)
+    pixels: dict[str, Any] = {
+        "patch_size": 16,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "processor_class": "Qwen3VLProcessor",
+    }
+    size = {"shortest_edge": IMAGE_PIXELS[0], "longest_edge": IMAGE_PIXELS[1]}
+    write_json(
+        folder / "preprocessor_config.json",
+        {"size": size, "image_processor_type": "Qwen2VLImageProcessorFast", **pixels},
+    )
+    size = {"shortest_edge": FRAME_PIXELS[0], "longest_edge": FRAME_PIXELS[1] * 128}  # of a whole clip: 128 moments
+    write_json(
+        folder / "video_preprocessor_config.json",
+        {"size": size, "video_processor_type": "Qwen3VLVideoProcessor", **pixels},
+    )
+
+
+def card(state: dict[str, Any], table: dict[str, Any], parameters: int, device: str) -> str:
+    rows = []
+    for skill, by_language in table.items():
+        cells = [f"{100 * right / asked:.1f} % of {asked}" if asked else "-" for right, asked in by_language.values()]
+        rows.append(f"| {skill} | {' | '.join(cells)} |")
+    return f"""---
+license: apache-2.0
+pipeline_tag: image-text-to-text
+library_name: transformers
+---
+# Qwen3-VL-WebUI demo model
+
+A very small Qwen3-VL ({parameters / 1e6:.1f} million parameters), trained from nothing on scenes drawn by `training/`.
+It is not a Qwen release and shares no weights with one. It answers truly about a few things, in English and Chinese,
+so that the page can be tried, tested and measured without a GPU or a download; about anything else it knows nothing.
+
+## What it can do
+{chr(10).join(f"- **{name}**: {what}." for name, what in SKILLS.items())}
+
+Colours: red, orange, yellow, green, blue, purple, black, white. Shapes: circle, square, triangle, star, heart, cross.
+The wordings it was trained on are in `training/questions.py`.
+
+## Accuracy
+Greedy answers to freshly drawn cases of a seed not used in training, by `training/evaluate.py`: pictures of up to
+192 x 192 px with 1 to 6 things, clips of {EVALUATED.moments[0]} to {EVALUATED.moments[1]} moments, documents of {EVALUATED.pages[0]} to {EVALUATED.pages[1]} pages (a fifth of them without a
+text layer). Boxes count from IoU 0.5, times within one second, everything else only when it is wholly right.
+
+| skill | English | Chinese |
+|---|---|---|
+{chr(10).join(rows)}
+
+## Training
+{state["step"]:,} steps, {state["answers"]:,} answers, {state["tokens"]:,} tokens, {state["seconds"] / 3600:.1f} hours on {device}; AdamW, moving average of the weights, loss on
+answers only, a curriculum from one frame to long clips (`training/curriculum.py`). The data is drawn while training;
+there is no data set. `training/README.md` says how to go on from here.
+
+## Limits
+- {POSITIONS:,} positions were trained; pictures are seen at {IMAGE_PIXELS[0]:,} to {IMAGE_PIXELS[1]:,} pixels, video frames at {FRAME_PIXELS[0]:,} to {FRAME_PIXELS[1]:,}: print must be
+  large to be read.
+- Photographs, people, places, speech, general knowledge: nothing at all. Asked for them it says what it can do, or errs.
+- It answers in its own fixed sentences; a wording far from the trained ones may be misread.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--to", type=Path, default=Path("assets/demo-model"))
+    parser.add_argument("--device", default="2 CPU cores", help="what it was trained on, for the model card")
+    parser.add_argument("--cases", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=77_003)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    saved = torch.load(args.run / "checkpoint.pt", weights_only=True, map_location="cpu")
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer, 0)
+    model.load_state_dict(saved["average"])
+    args.to.mkdir(parents=True, exist_ok=True)
+    write_checkpoint(model, tokenizer, args.to)
+    from transformers import Qwen3VLForConditionalGeneration
+
+    rounded = Qwen3VLForConditionalGeneration.from_pretrained(args.to, dtype=torch.float32).eval()
+    table = evaluate(rounded, tokenizer, EVALUATED, cases=args.cases, seed=args.seed, dtype=torch.float32)
+    parameters = sum(p.numel() for p in rounded.parameters())
+    (args.to / "README.md").write_text(card(saved, table, parameters, args.device))
+    write_json(
+        args.to / "training.json",
+        {key: saved[key] for key in ("step", "seconds", "tokens", "answers", "stage")} | {"accuracy": table},
+    )
+    print((args.to / "README.md").read_text())
+
+
+if __name__ == "__main__":
+    main()
