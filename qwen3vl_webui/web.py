@@ -23,7 +23,7 @@ import time
 from collections import deque
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
@@ -126,10 +126,8 @@ class Protection:
 
     def _owner(self, scope: Scope, headers: Headers) -> tuple[str, str]:
         """The owner, and the Set-Cookie value that a new visitor needs (else empty)."""
-        if self.settings.auth is not None:
-            return quote(self.settings.auth[0], safe=""), ""
         if self.settings.is_protected or not self.settings.open:
-            return LOCAL, ""
+            return LOCAL, ""  # one person: adding a password later must not hide what they said before
         if scope["path"].startswith("/v1/"):  # programs keep no cookies; each that sends a key of its own stands alone
             return f"key-{digest(headers.get('authorization', ''))}", ""
         token = visitor(headers.get("cookie", ""))

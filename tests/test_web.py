@@ -150,14 +150,14 @@ def test_a_key_opens_the_api_and_is_the_pages_password() -> None:
 
 def test_with_both_the_key_is_no_password_and_all_is_one_persons() -> None:
     client = client_of(api_key="sesame", auth=("me", "secret"))
-    assert client.get("/v1/whoami", headers=bearer("sesame")).json() == {"owner": "me"}
-    assert client.get("/whoami", headers=basic("me", "secret")).json() == {"owner": "me"}
+    assert client.get("/v1/whoami", headers=bearer("sesame")).json() == {"owner": "local"}
+    assert client.get("/whoami", headers=basic("me", "secret")).json() == {"owner": "local"}
     assert client.get("/whoami", headers=basic("me", "sesame")).status_code == 401
 
 
 def test_programs_may_send_the_login_as_their_key() -> None:
     client = client_of(auth=("me", "secret"))
-    assert client.get("/v1/whoami", headers=bearer("me:secret")).json() == {"owner": "me"}
+    assert client.get("/v1/whoami", headers=bearer("me:secret")).json() == {"owner": "local"}
 
 
 def test_who_guesses_waits_and_who_is_in_stays_in() -> None:
