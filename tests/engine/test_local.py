@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,16 @@ from qwen3vl_webui.engine.contract import (
 )
 from qwen3vl_webui.engine.local import LocalEngine, forbidden_ids
 from qwen3vl_webui.errors import EngineError, OutOfMemory, TooLong, Unsupported, UserError
-from qwen3vl_webui.media.values import Frame, FramePlan, Image, Part
+from qwen3vl_webui.media import image
+from qwen3vl_webui.media import video as media_video
+from qwen3vl_webui.media.upload import open_upload
+from qwen3vl_webui.media.values import Clip, Frame, FramePlan, Image, Part
 from qwen3vl_webui.model.cache import Slot
 from qwen3vl_webui.model.inputs import Inputs, encode, frame_patches, image_patches
-from qwen3vl_webui.model.loading import LoadedModel
+from qwen3vl_webui.model.loading import LoadedModel, load
+from qwen3vl_webui.model.vision import ReadFrames, ReadPixels
+from qwen3vl_webui.settings import Quantization
+from tests import clips
 from tests.engine.conftest import (
     GREEDY,
     Load,
@@ -41,7 +48,7 @@ from tests.engine.conftest import (
 )
 from tests.tiny import tiny_checkpoint
 
-VARIANTS: list[dict[str, object]] = [{}, {"tied": False}, {"experts": 4}, {"thinking": True}]
+VARIANTS: list[dict[str, Any]] = [{}, {"tied": False}, {"experts": 4}, {"thinking": True}]
 PROMPTS: dict[str, tuple[Part, ...]] = {
     "text": ("What happens at 47 seconds?",),
     "picture": (picture("one", 160, 96), "What is this?"),
@@ -53,14 +60,20 @@ PROMPTS: dict[str, tuple[Part, ...]] = {
 
 
 @functools.cache
-def stock_model(**variant: Any) -> torch.nn.Module:
+def stock_model(**variant: Any) -> Any:
     from transformers import AutoModelForImageTextToText
 
     folder = tiny_checkpoint(**variant)
     return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def stock_ids(loaded: LoadedModel, inputs: Inputs, max_tokens: int, **variant: object) -> list[int]:
+def stock_ids(
+    stock: Any,
+    loaded: LoadedModel,
+    inputs: Inputs,
+    pixels_of: ReadPixels = read_pixels,
+    frames_of: ReadFrames = read_frames,
+) -> list[int]:
     """What transformers' own `generate` writes, greedily, for this prompt; it may write what the engine may."""
     pictures = [span for span in inputs.spans if isinstance(span.part, Image)]
     moments = [span for span in inputs.spans if isinstance(span.part, FramePlan)]
@@ -74,22 +87,22 @@ def stock_ids(loaded: LoadedModel, inputs: Inputs, max_tokens: int, **variant: o
             kinds[span.start : span.end] = kind
             if isinstance(span.part, Image):
                 assert span.part.seen is not None
-                rows.append(image_patches(read_pixels(span.part), span.part.seen))
+                rows.append(image_patches(pixels_of(span.part), span.part.seen))
                 grids.append(span.grid_thw)
             else:
-                frames = [frame.pixels for frame in read_frames(span.part)]
+                frames = [frame.pixels for frame in frames_of(span.part)]
                 rows.append(frame_patches(*frames[2 * span.patch : 2 * span.patch + 2]))
                 if span.patch == 0:
                     grids.append((len(span.part.patches), *span.grid_thw[1:]))
         pixels = "pixel_values" if kind == 1 else "pixel_values_videos"
         given |= {pixels: torch.cat(rows), f"{name}_grid_thw": torch.tensor(grids)}
     ids = torch.from_numpy(inputs.ids)[None]
-    written = stock_model(**variant).generate(  # type: ignore[operator]
+    written = stock.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         mm_token_type_ids=torch.from_numpy(kinds)[None],
         do_sample=False,
-        max_new_tokens=max_tokens,
+        max_new_tokens=GREEDY.max_tokens,
         suppress_tokens=forbidden_ids(loaded).tolist(),
         **given,
     )
@@ -114,14 +127,44 @@ def run_ids(engine: LocalEngine, request: GenerationRequest) -> tuple[str, Finis
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_greedy_equals_stock_generate(open_engine: Open, loaded: Load, variant: dict[str, object], prompt: str) -> None:
+def test_greedy_equals_stock_generate(open_engine: Open, loaded: Load, variant: dict[str, Any], prompt: str) -> None:
     engine, model = open_engine(**variant), loaded(**variant)
     request = ask(*PROMPTS[prompt], conversation="chat")
     _, finish, ids = run_ids(engine, request)
-    expected = stock_ids(model, encode(request.messages, model.vocabulary), GREEDY.max_tokens, **variant)
+    expected = stock_ids(stock_model(**variant), model, encode(request.messages, model.vocabulary))
     assert finish.completion_tokens == len(expected)
     assert ids == expected[:-1]
     assert len(set(expected)) > 1, "an answer of one repeated token would prove little"
+
+
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_greedy_equals_stock_generate_with_quantized_weights(quantization: Quantization) -> None:
+    model = load(str(tiny_checkpoint()), quantization=quantization, device="cpu")
+    request = ask(picture("a"), "What is this?", conversation="chat")
+    expected = stock_ids(model.model, model, encode(request.messages, model.vocabulary))
+    engine = LocalEngine(model, read_pixels=read_pixels, read_frames=read_frames)
+    try:
+        _, _, ids = run_ids(engine, request)
+    finally:
+        engine.close()
+    assert ids == expected[:-1]
+
+
+def test_greedy_equals_stock_generate_on_real_files(loaded: Load, tmp_path: Path) -> None:
+    photo = open_upload(clips.png(tmp_path / "photo.png", 100, 70))
+    film = open_upload(clips.colour_clip(tmp_path / "film.mp4", 3.0))
+    assert isinstance(photo, Image) and isinstance(film, Clip)
+    moments = FramePlan(film, ((0.0, 0.0), (1.0, 1.0), (2.0, 2.0)), 160, 96)
+    model = loaded()
+    request = ask(photo.at(96, 64), "and", moments, "What is this?", conversation="chat")
+    engine = LocalEngine(model)
+    try:
+        _, _, ids = run_ids(engine, request)
+    finally:
+        engine.close()
+    inputs = encode(request.messages, model.vocabulary)
+    expected = stock_ids(stock_model(), model, inputs, image.read_pixels, media_video.read_frames)
+    assert ids == expected[:-1]
 
 
 # Several turns
@@ -135,7 +178,7 @@ def turns(conversation: str, first: Part) -> Iterator[tuple[Part, ...]]:
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_every_turn_of_a_chat_equals_stock_and_reads_only_what_is_new(
-    open_engine: Open, loaded: Load, variant: dict[str, object]
+    open_engine: Open, loaded: Load, variant: dict[str, Any]
 ) -> None:
     engine, model = open_engine(**variant), loaded(**variant)
     request, text, before = None, "", 0
@@ -145,7 +188,7 @@ def test_every_turn_of_a_chat_equals_stock_and_reads_only_what_is_new(
         known = {text: ids for (_, text), ids in engine._answers.items()}
         inputs = encode(request.messages, model.vocabulary, known_answers=known)
         assert inputs.tokens == finish.prompt_tokens
-        assert ids == stock_ids(model, inputs, GREEDY.max_tokens, **variant)[:-1]
+        assert ids == stock_ids(stock_model(**variant), model, inputs)[:-1]
         assert finish.reused_tokens >= before - 4  # a thinking model's `<think>` is not in the history
         before = finish.prompt_tokens
 
