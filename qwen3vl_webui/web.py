@@ -61,7 +61,8 @@ def protect(app: FastAPI, settings: Settings) -> FastAPI:
 def owner_of(request: Any) -> str:
     """Whose conversations and files a request may see, of a Starlette or Gradio request.
 
-    `local` (this machine, or whoever has the password), or the bearer of an anonymous cookie where the server is open to everybody.
+    `local` (this machine, or whoever has the password), or the bearer of an anonymous cookie where the server is open
+    to everybody.
     """
     return str(request.headers.get(OWNER_HEADER) or LOCAL)
 
