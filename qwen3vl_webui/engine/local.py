@@ -43,6 +43,7 @@ CHUNK = {"cuda": 2048, "cpu": 512}  # prompt tokens between two looks at the can
 LEAST_CHUNK = 64
 CHUNK_SECONDS = 1.0  # a slower chunk is halved, so that stopping stays prompt on a slow machine
 AHEAD = 256  # positions whose cos and sin are computed at once while decoding
+RESERVED = 1024  # tokens of answer that are given room before anything is read
 ANSWERS_KEPT = 512  # ids of earlier answers, so that the next turn continues the cache to the letter
 OVERHEAD = 2**30  # bytes of CUDA memory for a prefill chunk and fragmentation (calculated)
 
@@ -142,7 +143,7 @@ class LocalEngine:
             except Cancelled:
                 log.info("in %s  cancelled", f"{work.total:,}")
             except UserError as error:
-                work.tell(error)
+                work.tell(error.with_traceback(None))  # a traceback would hold this thread's tensors
             except SlabFull as error:
                 work.tell(out_of_memory(error))
             except (torch.OutOfMemoryError, MemoryError) as error:
@@ -185,7 +186,7 @@ class LocalEngine:
         inputs, device = work.plan.inputs, self._loaded.device
         total = inputs.tokens
         work.tell(PrefillEvent(reused, total))
-        self._cache.reserve(slot, total)
+        self._cache.reserve(slot, total + min(work.plan.budget.answer_tokens, RESERVED))
         missing = [span for span in inputs.spans if span.end > reused]
         with closing(self._vision.features(missing, check=work.check)) as features:
             pictures = Pictures(missing, features)
