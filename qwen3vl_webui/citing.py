@@ -24,7 +24,7 @@ from qwen3vl_webui.links import (
 _LONGEST_NAME = 160  # a name cut in two by the search is found whole the next time
 _NUMBER = rf"(\d{{1,5}}|[{times.NUMERALS}]{{1,5}})"
 PAGE = re.compile(
-    r"(?:pp?\. ?|pages? )(\d{1,5})(?: ?(?:-|–|—) ?(\d{1,5})| to (\d{1,5}))?(?![\d:]|\.\d)"
+    r"(?:pp?\. ?|pages? )(\d{1,5})(?: ?(?:-|–|—) ?(\d{1,5})| to (\d{1,5}))?(?!\d|[:.]\d)"
     rf"|第 ?{_NUMBER} ?(?:(?:[-–—~至到]) ?(?:第 ?)?{_NUMBER} ?)?[页頁](?: ?[-–—~至到] ?第 ?{_NUMBER} ?[页頁])?",
     re.IGNORECASE,
 )
