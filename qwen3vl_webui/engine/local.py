@@ -10,6 +10,7 @@ from collections import OrderedDict, deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -45,6 +46,7 @@ CHUNK_SECONDS = 1.0  # a slower chunk is halved, so that stopping stays prompt o
 AHEAD = 256  # positions whose cos and sin are computed at once while decoding
 RESERVED = 1024  # tokens of answer that are given room before anything is read
 ANSWERS_KEPT = 512  # ids of earlier answers, so that the next turn continues the cache to the letter
+CGROUP = "/sys/fs/cgroup/memory."
 OVERHEAD = 2**30  # bytes of CUDA memory for a prefill chunk and fragmentation (calculated)
 
 
@@ -304,6 +306,18 @@ def forbidden_ids(loaded: LoadedModel) -> torch.Tensor:
     control += [names.added[name] for name in ("<|vision_pad|>",) if name in names.added]
     unnamed = range(names.tokenizer.get_vocab_size(with_added_tokens=True), loaded.config.text_config.vocab_size)
     return torch.tensor([*control, *unnamed], device=loaded.device)
+
+
+def host_memory_free() -> int:
+    """Bytes this process may still take; within the container's limit where there is one."""
+    meminfo, limit, used = (Path(name) for name in ("/proc/meminfo", CGROUP + "max", CGROUP + "current"))
+    if not meminfo.exists():  # macOS tells what is installed, not what is free
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    free = int(lines["MemAvailable"].split()[0]) * 1024
+    if limit.exists() and (most := limit.read_text().strip()) != "max":
+        free = min(free, int(most) - int(used.read_text()))
+    return max(0, free)
 
 
 def refuse_too_long(budget: Budget, trained_positions: int) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from qwen3vl_webui.engine import local
 from qwen3vl_webui.engine.contract import (
     FinishEvent,
     GenerationRequest,
@@ -496,3 +497,14 @@ def test_past_reasoning_is_not_read_again(open_engine: Open) -> None:
     text, first = run(engine, request)
     _, second = run(engine, follow_up(request, text, "And then?"))
     assert picture("cat").tokens < second.reused_tokens < first.prompt_tokens
+
+
+def test_memory_is_what_the_container_leaves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(local, "CGROUP", f"{tmp_path}/memory.")
+    unlimited = local.host_memory_free()
+    assert unlimited > 2**20
+    (tmp_path / "memory.current").write_text("600000\n")
+    (tmp_path / "memory.max").write_text("1000000\n")
+    assert local.host_memory_free() == 400_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert local.host_memory_free() > 2**20
