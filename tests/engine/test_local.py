@@ -322,14 +322,14 @@ def test_closing_while_a_video_is_read_stops_the_reader(open_engine: Open) -> No
 
 def test_closing_in_decode_stops_within_a_token(open_engine: Open) -> None:
     engine = open_engine(endless=True)
-    answer = engine.generate(ask("Sing.", sampling=replace(GREEDY, max_tokens=5000), conversation="song"))
+    answer = engine.generate(ask("Sing.", sampling=replace(GREEDY, max_tokens=100_000), conversation="song"))
     taken = 0
     while taken < 3:
         taken += isinstance(next(answer), TokenEvent)
     answer.close()
     run(engine, ask("Are you free?", conversation="other"))
     prompt = engine.plan(ask("Sing.")).tokens
-    assert slot_of(engine, "song").length - prompt < 4000
+    assert slot_of(engine, "song").length - prompt < 50_000
 
 
 # Length and trouble
