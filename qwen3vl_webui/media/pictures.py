@@ -89,14 +89,12 @@ class Pictures:
         if not (near and self.pass_on(start, number)) and not self.land(start, number):
             return None
         self.frames = self.shown = self.ahead = None
-        self.decoder.flush_buffers()
+        self.decoder.flush_buffers()  # a drained decoder takes no packet until it is flushed
         assert self.packets is not None
-        try:
-            # A stream with B-frames holds its keyframe back until it is drained,
+        try:  # a stream with B-frames holds its keyframe back until it is drained
             frames = self.decoder.decode(next(self.packets)) or self.decoder.decode(None)
         except (av.FFmpegError, OSError):
             frames = []
-        self.decoder.flush_buffers()  # and a drained decoder takes no packet until it is flushed.
         pictures = ((self.seconds(frame.pts), frame) for frame in frames if frame.pts is not None)
         return next((picture for picture in pictures if abs(picture[0] - start) <= EXACT), None)
 

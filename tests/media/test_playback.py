@@ -164,6 +164,29 @@ def test_parts_joined_into_one_file_play_one_after_the_other(folder):
     assert numbers(probed(folder / "joined.mp4")) == [*range(60), *range(60)]
 
 
+def test_keyframes_of_a_copy_are_its_own(folder):
+    stills = clips.bars_clip(folder / "stills.avi", STEADY, codec="mjpeg", pixels="yuvj420p", clock=FRAMES)
+    playback.make_playable(stills, folder / "stills.mp4", progress=lambda done: None)
+    assert len(video.read_times(probed(folder / "stills.mp4")).keyframes) < 10  # in the source all 60 are
+
+
+def test_decoding_times_rise_and_none_is_missing(film):
+    with av.open(str(film("index_last.mp4"))) as container:
+        stream = container.streams.video[0]
+        packets = [packet for packet in container.demux(stream) if packet.size][:6]
+        for packet, times in zip(
+            packets, ((300, None), (900, None), (500, 400), (700, 400), (800, 390), (950, None)), strict=True
+        ):
+            packet.pts, packet.dts = times
+        flush = av.Packet()
+        rising = writing.Rising(stream, 0.0)
+        ready = [done for packet in [*packets, flush] for done in rising.add(packet)]
+    assert [packet.pts for packet in ready] == [300, 900, 500, 700, 800, 950]
+    decoding = [packet.dts for packet in ready]
+    assert decoding == sorted(set(decoding)) and decoding[2] == 400
+    assert all(packet.dts <= packet.pts and packet.duration > 0 for packet in ready)
+
+
 def test_packets_that_mp4_does_not_take_are_encoded_instead(film, folder, monkeypatch):
     begun = []
     stream = sandbox.stream

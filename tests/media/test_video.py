@@ -284,21 +284,59 @@ def test_pictures_are_not_gathered(folder):
 
 
 def test_an_exact_picture_costs_only_its_own_group(film):
-    """Of one keyframe a GOP, one packet each is decoded."""
+    """A keyframe is decoded alone; anything else from its keyframe, or on from the picture before."""
     path = film("short_gop.mp4")
     scan = video.scan_of(probed(path))
+    last = len(scan.starts) - 1
     with path.open("rb") as file, opening.open_container(file) as container:
-        stream = opening.picture_stream(container)
-        reader = pictures.Pictures(container, stream)
-        decoded = []
-        count = reader.push
-        reader.push = lambda packet: decoded.append(packet.pts) or count(packet)  # type: ignore[method-assign]
+        reader = pictures.Pictures(container, opening.picture_stream(container))
+        pushed = []
+        push = reader.push
+        reader.push = lambda packet: pushed.append(packet) or push(packet)
         for number, start in enumerate(scan.starts.tolist()):
             found = reader.keyframe(start, number)
             assert found is not None and abs(found[0] - start) < 1e-6
-        assert not decoded
-        assert reader.at(float(scan.shown[-1]), float(scan.starts[-1]), len(scan.starts) - 1) is not None
-        assert len([pts for pts in decoded if pts is not None]) <= 12
+        assert not pushed
+        assert reader.at(float(scan.shown[1]), float(scan.starts[0]), 0) is not None
+        assert reader.at(float(scan.shown[-1]), float(scan.starts[-1]), last) is not None
+        assert len(pushed) < 30  # of 75
+
+
+def test_pictures_that_need_an_unread_group_are_not_shown(film):
+    path = film("open_gop.mp4")
+    scan = video.scan_of(probed(path))
+    with path.open("rb") as file, opening.open_container(file) as container:
+        reader = pictures.Pictures(container, opening.picture_stream(container))
+        start = float(scan.starts[2])
+        found = reader.at(start - 1 / 30, start, 2)
+    assert found is not None and found[0] == pytest.approx(start)
+
+
+def test_the_nearest_picture_stands_in_for_a_damaged_one(folder):
+    whole = clips.bars_clip(folder / "whole.mp4", STEADY, g="30", bf="0")
+    clip = probed(clips.damaged(whole, folder / "hole.mp4", part=0.5))
+    before, after = (next(video.read_frames(plan_of(clip, [t]))) for t in (1.1, 1.9))
+    assert 0.8 < before.seconds < 1.0 and after.seconds == pytest.approx(2.0)
+    assert [clips.read_bars(frame.pixels) for frame in (before, after)] == [round(before.seconds * 30), 60]
+
+
+def test_pictures_cut_at_the_end_by_an_edit_list_are_not_shown(film, folder):
+    path = clips.copied(film("flash.flv"), folder / "tail.mp4")  # without durations the last picture falls off
+    with av.open(str(path)) as container:
+        assert sum(packet.is_discard for packet in container.demux(video=0)) == 1
+    clip = probed(path)
+    shown = video.read_times(clip).shown
+    assert len(shown) == 74 and numbers_at(clip, shown) == list(range(74))
+
+
+def test_a_recording_that_starts_anywhere_starts_at_its_first_whole_picture(folder):
+    options = {"x264-params": "open-gop=1:keyint=20:scenecut=0"}
+    raw = clips.bars_clip(folder / "channel.ts", STEADY, **options).read_bytes()
+    switched_on = folder / "switched_on.ts"
+    switched_on.write_bytes(raw[len(raw) // 3 // 188 * 188 :])
+    clip = probed(switched_on)
+    numbers = numbers_at(clip, video.read_times(clip).shown)
+    assert numbers == list(range(numbers[0], 75)) and 20 <= numbers[0] <= 40
 
 
 def test_subtitles_and_fonts_beside_the_film_do_no_harm(film, folder):
@@ -423,6 +461,24 @@ def test_a_list_that_names_another_file_never_reaches_it(film, folder, monkeypat
     monkeypatch.chdir(folder)
     assert "This kind of file is not read as video" in refused(path)
     with path.open("rb") as file, pytest.raises(MediaError):  # also without the sandbox around it
+        video.inspect(file)
+
+
+def test_a_container_off_the_list_is_refused(tmp_path):
+    assert "not read as video" in refused(clips.bars_clip(tmp_path / "raw.h264", STEADY[:10]))
+
+
+def test_no_other_file_is_opened_even_by_a_demuxer_that_would(film, folder, monkeypatch):
+    """The list of formats keeps such demuxers out; were one let in, the list of protocols still holds."""
+    secret = film("broadcast.ts")
+    path = folder / "list.txt"
+    path.write_text(f"ffconcat version 1.0\nfile '{secret.name}'\n")
+    monkeypatch.chdir(folder)
+    with av.open(str(path), format="concat") as container:
+        assert next(container.decode(video=0)).width == 320  # such a file does work elsewhere
+    options = opening.OPTIONS | {"format_whitelist": opening.FORMATS + ",concat,hls"}
+    monkeypatch.setattr(opening, "OPTIONS", options)
+    with path.open("rb") as file, pytest.raises(MediaError):
         video.inspect(file)
 
 
