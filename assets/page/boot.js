@@ -3,7 +3,11 @@
   const read = (key) => { try { return localStorage.getItem(key); } catch { return null; } };
   const wanted = read("qv.language") || (navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en");
   const root = document.documentElement;
-  root.lang = wanted === "zh" ? "zh-CN" : "en";
+  root.dataset.language = wanted;
+  // Gradio writes the browser's language there, when it knows it: ours is what the page is in.
+  const say = () => { const lang = root.dataset.language === "zh" ? "zh-CN" : "en"; if (root.lang !== lang) root.lang = lang; };
+  say();
+  new MutationObserver(say).observe(root, { attributes: true, attributeFilter: ["lang", "data-language"] });
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const paint = () => {
     const mode = read("qv.theme") || "auto";

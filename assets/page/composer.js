@@ -211,7 +211,8 @@ function drawPresets() {
 // Send and stop -------------------------------------------------------------------------------------------------------
 
 function send() {
-  if (isRunning() || state.sent) return;
+  if (isRunning()) return;
+  if (state.sent) { sendsNext = true; return; } // a conversation is being opened: this belongs to it
   if (!box.value.trim() && !items.length) return;
   if (isUploading()) { complain({ message: t("upload_wait") }); return; }
   complain(null);
@@ -224,7 +225,10 @@ function stop() {
   if (id) ask("stop", { conversation: id }).catch((error) => complain(error));
 }
 
+let sendsNext = false;
+
 function accepted(sent) {
+  if (sendsNext) { sendsNext = false; setTimeout(send); }
   if (sent.do === "send") clear();
   if (sent.answers) complain(null);
 }
@@ -264,8 +268,8 @@ function draw() {
   const canSend = Boolean(box.value.trim() || items.length) && !isUploading();
   if (!runs) button.classList.remove("qv-stopping");
   const word = runs ? "stop" : "send";
-  if (button.dataset.word !== word + document.documentElement.lang) {
-    button.dataset.word = word + document.documentElement.lang;
+  if (button.dataset.word !== word + language()) {
+    button.dataset.word = word + language();
     button.title = t(word);
     button.setAttribute("aria-label", t(word));
     fill(button, icon(word, 20));

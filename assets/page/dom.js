@@ -100,7 +100,7 @@ export function iconButton(name, word, onclick, properties) {
 
 const page = window.qvPage || { words: { en: {}, zh: {} } };
 
-export const language = () => (document.documentElement.lang.startsWith("zh") ? "zh" : "en");
+export const language = () => document.documentElement.dataset.language;
 
 export function t(key, values) {
   const words = page.words[language()][key] ?? key;
@@ -113,7 +113,7 @@ function setWord(element, attribute, key) {
 }
 
 export function setLanguage(next) {
-  document.documentElement.lang = next === "zh" ? "zh-CN" : "en";
+  document.documentElement.dataset.language = next;
   remember("qv.language", next);
   for (const element of document.querySelectorAll("[data-t]")) element.textContent = t(element.dataset.t);
   for (const name of ["title", "placeholder", "label"]) {

@@ -1,6 +1,6 @@
 // Conversations on the left: search, open, rename, delete, export.
 
-import { fill, h, icon, iconButton, t } from "./dom.js";
+import { fill, h, icon, iconButton, language, t } from "./dom.js";
 import { ask, command, emit, on, serve, state } from "./session.js";
 import { download } from "./code.js";
 
@@ -37,9 +37,14 @@ function fresh() {
   emit("side", false);
 }
 
+let loads = 0;
+
 async function load() {
+  const mine = ++loads;
   try {
-    listed = (await ask("conversations", { search: search.value })).conversations;
+    const { conversations } = await ask("conversations", { search: search.value });
+    if (mine !== loads) return; // a later question was asked meanwhile
+    listed = conversations;
     draw();
   } catch { /* the banner says that the server is away */ }
 }
@@ -51,7 +56,14 @@ function groupOf(seconds) {
   return seconds * 1000 >= day ? "today" : days <= 1 ? "yesterday" : days <= 7 ? "week" : "older";
 }
 
-function draw() {
+let drawn = "";
+
+/** Made anew only when something changed: an entry must not vanish under a pressed pointer. */
+function draw(force = false) {
+  const writing = state.live?.state === "partial" ? state.live.conversation : "";
+  const key = JSON.stringify([listed, state.thread.conversation, writing, language(), search.value]);
+  if (force !== true && key === drawn) return;
+  drawn = key;
   if (!listed.length) {
     fill(list, h("p.qv-none", {}, search.value ? t("no_match", { query: search.value }) : t("no_history")));
     return;
@@ -115,6 +127,7 @@ function rename(row, each) {
     if (save && title && title !== each.title) {
       try { await ask("rename", { conversation: each.id, title }); } catch { /* the list shows the old name again */ }
     }
+    drawn = "";
     load();
   };
   box.addEventListener("keydown", (event) => {
@@ -132,9 +145,10 @@ function confirmDelete(row, each) {
   const yes = h("button.qv-small.qv-danger", { type: "button", t: "delete", onclick: async () => {
     try { await ask("delete", { conversation: each.id }); } catch { /* still listed: it can be tried again */ }
     if (each.id === state.thread.conversation) command({ do: "open", conversation: null });
+    drawn = "";
     load();
   } });
-  fill(row, h("span.qv-entry-sure", { t: "delete_sure" }), yes, h("button.qv-small", { type: "button", t: "keep", onclick: draw }));
+  fill(row, h("span.qv-entry-sure", { t: "delete_sure" }), yes, h("button.qv-small", { type: "button", t: "keep", onclick: () => draw(true) }));
   yes.focus();
 }
 

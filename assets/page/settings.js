@@ -1,6 +1,6 @@
 // The drawer: how answers are drawn and how much of a video or PDF is shown. Empty fields are left to the model.
 
-import { clock, fill, h, iconButton, recall, remember, seconds, t } from "./dom.js";
+import { clock, fill, h, iconButton, language, recall, remember, seconds, t } from "./dom.js";
 import { emit, on, state } from "./session.js";
 
 const SAMPLING = [
@@ -61,7 +61,7 @@ let drawn = "";
 function draw() {
   const model = state.status?.model;
   const own = model?.sampling || {};
-  const key = document.documentElement.lang + JSON.stringify(model || null) + JSON.stringify(state.options);
+  const key = language() + JSON.stringify(model || null) + JSON.stringify(state.options);
   if (key === drawn || body.contains(document.activeElement)) { if (key === drawn) return; }
   drawn = key;
   fill(body,

@@ -197,7 +197,7 @@ function answer(turn) {
 
   const draw = (isLast) => {
     const live = now.state === "partial";
-    row.classList.toggle("qv-live", live);
+    row.classList.toggle("qv-writing", live);
     show(text, now.text, live);
     const hasThoughts = Boolean(now.thinking);
     thinking.hidden = !hasThoughts;

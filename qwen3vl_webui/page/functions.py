@@ -13,6 +13,7 @@ import gradio as gr
 
 from qwen3vl_webui.conversation import Conversation
 from qwen3vl_webui.errors import TooLong, Unsupported, UserError
+from qwen3vl_webui.export import to_json, to_markdown
 from qwen3vl_webui.media.values import Document
 from qwen3vl_webui.page.handlers import Asked, Desk, unforeseen, view_error
 from qwen3vl_webui.page.views import view_price, view_status
@@ -46,8 +47,6 @@ def make_functions(services: Services) -> dict[str, Function]:
         return {}
 
     def exported(asked: Asked, owner: str) -> dict[str, Any]:
-        from qwen3vl_webui.export import to_json, to_markdown
-
         conversation = store.load(owner, asked.text("conversation"))
         name = "".join(letter if letter.isalnum() else "-" for letter in conversation.title)[:60].strip("-")
         if asked.text("format") == "json":
