@@ -136,8 +136,16 @@ def read_bars(pixels: np.ndarray) -> int:
     return sum(int(grey[centre] > 125) << bit for bit, centre in enumerate(centres))
 
 
-def copied(source: Path, target: Path, *, shift: float = 0.0, rotation: int | None = None, **options: str) -> Path:
-    """The packets of `source` in another file, all `shift` seconds later, with a display rotation."""
+def copied(
+    source: Path,
+    target: Path,
+    *,
+    shift: float = 0.0,
+    sound_shift: float = 0.0,
+    rotation: int | None = None,
+    **options: str,
+) -> Path:
+    """The packets of `source` in another file, all `shift` seconds later (sound more), with a display rotation."""
     with av.open(str(source)) as read, av.open(str(target), "w", options=options) as write:
         streams = {stream.index: write.add_stream_from_template(stream) for stream in read.streams}
         if rotation is not None:
@@ -145,7 +153,8 @@ def copied(source: Path, target: Path, *, shift: float = 0.0, rotation: int | No
         for packet in read.demux():
             if not packet.size:
                 continue
-            ticks = round(Fraction(shift).limit_denominator(1000) / packet.time_base)
+            later = shift + sound_shift if packet.stream.type == "audio" else shift
+            ticks = round(Fraction(later).limit_denominator(1000) / packet.time_base)
             packet.pts = packet.pts if packet.pts is None else packet.pts + ticks
             packet.dts = packet.dts if packet.dts is None else packet.dts + ticks
             packet.stream = streams[packet.stream.index]

@@ -105,8 +105,7 @@ class Pictures:
             if not self.land(start, number):
                 return None
             assert self.packets is not None
-            # Pictures before it belong to an open GOP whose other half was not read.
-            self.frames = (picture for picture in self.play(self.packets) if picture[0] >= start - EXACT)
+            self.frames = self.play(self.packets)
         for picture in chain([self.ahead] if self.ahead else [], self.frames):
             self.ahead = None
             if picture[0] > seconds + EXACT:

@@ -164,6 +164,16 @@ def test_parts_joined_into_one_file_play_one_after_the_other(folder):
     assert numbers(probed(folder / "joined.mp4")) == [*range(60), *range(60)]
 
 
+def test_sound_that_starts_late_is_heard_late(film, folder):
+    source = clips.copied(film("dolby.mkv"), folder / "late sound.mkv", sound_shift=1.0)
+    playback.make_playable(source, folder / "late sound.mp4", progress=lambda done: None)
+    with av.open(str(folder / "late sound.mp4")) as container:
+        audio = container.streams.audio[0]
+        loud = next(frame for frame in container.decode(audio) if np.abs(frame.to_ndarray()).max() > 0.05)
+        assert float(loud.pts * audio.time_base) == pytest.approx(1.0, abs=0.06)
+    assert numbers(probed(folder / "late sound.mp4")) == list(range(60))
+
+
 def test_keyframes_of_a_copy_are_its_own(folder):
     stills = clips.bars_clip(folder / "stills.avi", STEADY, codec="mjpeg", pixels="yuvj420p", clock=FRAMES)
     playback.make_playable(stills, folder / "stills.mp4", progress=lambda done: None)
