@@ -1,4 +1,4 @@
-"""What was said and shown: a tree of turns, so that an edit or a retry makes a branch; each change makes a new value."""
+"""What was said and shown: a tree of turns, so an edit or a retry makes a branch; each change makes a new value."""
 
 from __future__ import annotations
 
