@@ -2,7 +2,8 @@
 
 The answer is hostile text: a document or a frame may have told the model what to write. What may load, run or forge is
 broken by a character that shows nothing (`<` of raw HTML becomes an entity). Code is left to the letter only where it
-is certain that the page reads it as code too; where that is in doubt, what is dangerous in it is broken as well.
+is certain that every reader of markdown takes it for code; where that is in doubt, what is dangerous in it is broken
+as well. So the page's own reader is a second wall, not the only one, and the text is safe in Gradio's chat too.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from qwen3vl_webui.citing import Citations
 from qwen3vl_webui.coordinates import MOST_CHARACTERS, read_coordinates, read_json
 from qwen3vl_webui.fences import Fence, Lists
 from qwen3vl_webui.inline import Inline
-from qwen3vl_webui.links import CodeBlock, Evidence, Source, Sources, ToolCall, plain, target
+from qwen3vl_webui.links import JOINER, CodeBlock, Evidence, Source, Sources, ToolCall, plain, target
 from qwen3vl_webui.reading import HOLD, Doubt, Tape
 
 __all__ = ["Evidence", "Linker", "Source", "Sources", "evidence", "plain"]
@@ -122,7 +123,7 @@ class Linker:
             self._lists.enter(head, self._blank_before)
         self._blank_before = blank
         self._line_start = False
-        return closed + tape.take(head.length)
+        return closed + tape.take(head.length) + (JOINER if head.refused else "")
 
     # Fences
 
@@ -150,7 +151,7 @@ class Linker:
         self._doubt.lost |= bool(self._doubt.open)
         newline = tape.text.find("\n", tape.at)
         line = tape.take((newline + 1 if newline >= 0 else len(tape.text)) - tape.at)
-        return line + self._close_fence(at_end=newline < 0)
+        return line + self._close_fence(at_end=newline < 0, closed=True)
 
     def _fence_text(self) -> str | None:
         assert self._fence is not None
@@ -164,13 +165,18 @@ class Linker:
         self._block.append(raw)
         return self._doubt.verbatim(raw, self._fence.doubtful, entity=self._fence.diagram)
 
-    def _close_fence(self, at_end: bool = False) -> str:
+    def _close_fence(self, at_end: bool = False, closed: bool = False) -> str:
         assert self._fence is not None
         fence, text = self._fence, "".join(self._block)
         self._fence, self._block, self._line_start = None, [], True
         self._doubt.lost |= fence.diagram and "```" in text  # where the page takes a diagram to end
         self._citations.code_blocks.append(CodeBlock(fence.language, text))
-        return self._chips(text, " " * fence.column if not fence.quotes else "", at_end)
+        indent = " " * fence.column if not fence.quotes else ""
+        chips = self._chips(text, indent, at_end)
+        if chips and at_end and not closed and not fence.quotes:  # else the chips would be code too
+            first, joiners = ("", JOINER) if self._tape.text[-1:] == "\n" else ("\n", JOINER * 2)
+            return f"{first}{indent}{fence.mark}\n\n{indent}{joiners}{chips.strip()}"
+        return chips
 
     # JSON outside of a fence
 

@@ -7,7 +7,7 @@ believed to be open is open, or its reader is told that it was `left`.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 LONGEST_HEAD = 64  # characters before the first word of a line
@@ -62,6 +62,7 @@ class Head:
     column: int
     markers: tuple[tuple[str, int, int], ...]  # marker, its column, the column of its content
     fence: Fence | None = None
+    refused: bool = False  # a fence stands here that is not read as one: it is to be broken
 
     @property
     def marked(self) -> bool:
@@ -89,13 +90,14 @@ class Lists:
             markers.append((marker[1], at, content))
             at += len(marker[1]) + width
         plain = Head(found.end(3) - index, column, tuple(markers))
+        refused = replace(plain, refused=True)
         if not found[4]:
             return plain
         newline = text.find("\n", found.end(), found.end() + _LONGEST_INFO)
         if newline < 0 and not ended and len(text) - found.end() < _LONGEST_INFO:
             return None
         if newline < 0 and len(text) - found.end() >= _LONGEST_INFO:
-            return plain
+            return refused
         info = text[found.end() : newline if newline >= 0 else len(text)]
         if "`" in info and found[4][0] == "`":
             return plain
@@ -105,7 +107,7 @@ class Lists:
         elif not quotes:
             base = next((open_column for open_column in reversed(self._columns) if open_column <= column), 0)
         if at - base > 3:
-            return plain
+            return refused
         if not markers:
             self._columns = [open_column for open_column in self._columns if open_column <= column]
         words = info.split()

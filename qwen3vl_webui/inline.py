@@ -34,7 +34,11 @@ _IN_URL = {"$": "$", "%": "%", "\\": "()[]", "!": "[", "]": "(:"}  # what must n
 _IN_FORMULA = re.compile(FORMULA + r"|[\n<\]!\\$]")
 _TICKS = re.compile("`+")
 _TOOL_CALL = "<tool_call>"
-_OPENINGS = (_TOOL_CALL, "<!--", *(f"<{url}" for url in _URLS[:2]))
+_BREAKS = ("<br>", "<br/>", "<br />")  # the only line break a table cell can have
+_OPENINGS = (*(f"<{url}" for url in _URLS[:2]), *_BREAKS, _TOOL_CALL, "<!--")
+# `$x$`, read as a formula by the page though not by every reader of markdown, and no two prices.
+_DOLLARS = re.compile(r"\$(?:(?![\s\d])[^$\n`]{0,44}[^$\s\\`]|\d[^$\n`]{0,22}[\\^_{=][^$\n`]{0,22})\$(?![\d$])")
+_BREAKABLE = re.compile(r"<(?=[A-Za-z/!?])|\](?=[(:])|!(?=\[)")
 
 
 class Inline:
@@ -132,8 +136,14 @@ class Inline:
         end = self._tape.run_end("$")
         if end < 0:
             return None
-        length = end - self._tape.at
-        return self._tape.take(1) if length == 1 else self._open_formula(length, "$$")
+        tape, length = self._tape, end - self._tape.at
+        if length > 1:
+            return self._open_formula(length, "$$")
+        if tape.lacks(tape.at + HOLD) and not re.search(r"\$.|[\n`]", tape.text[end:]):
+            return None
+        if (formula := _DOLLARS.match(tape.text, tape.at, tape.at + HOLD)) and not re.search(FORMULA, formula[0]):
+            return _BREAKABLE.sub(r"\g<0>{}", tape.take(len(formula[0])))
+        return tape.take(1)
 
     def _open_formula(self, length: int, closer: str) -> str:
         tape = self._tape
@@ -146,12 +156,12 @@ class Inline:
         return tape.take(length)
 
     def _in_formula(self) -> str | None:
-        """The page reads entities before formulas, so raw HTML is escaped here as elsewhere."""
+        """Broken by `{}`, which is nothing in a formula: Gradio puts it back as HTML, the page shows it as it is."""
         tape = self._tape
         token = _IN_FORMULA.search(tape.text, tape.at)
         if token is None or token.start() > tape.at:
             return tape.take((token.start() if token else len(tape.text)) - tape.at)
-        text, following = token[0], tape.text[token.end() : token.end() + 1]
+        text = token[0]
         if tape.lacks(token.end() + 1) or (text[0] == "\\" and tape.lacks(tape.at + 4)):
             return None
         if len(text) > 1:
@@ -159,11 +169,7 @@ class Inline:
             if text[:2] == self._formula:
                 self._formula = ""
             return tape.take(len(text))
-        if _TAG.match(tape.text, tape.at):
-            tape.take(1)
-            return "&#60;"
-        breaks = following and text + following in ("](", "]:", "![")
-        return tape.take(1) + ("{}" if breaks else "")
+        return tape.take(1) + ("{}" if _BREAKABLE.match(tape.text, token.start()) else "")
 
     def _backtick(self) -> str | None:
         """A code span is left to the letter when it is closed soon, on this line, and surely one."""
@@ -282,9 +288,11 @@ class Inline:
         rest = tape.text[tape.at : tape.at + len(_TOOL_CALL)].lower()
         if tape.lacks(tape.at + len(_TOOL_CALL)) and any(word.startswith(rest) for word in _OPENINGS):
             return None
-        if rest.startswith(_OPENINGS[2:]):
+        if rest.startswith(_OPENINGS[:2]):
             self._url = True
             return tape.take(1)
+        if rest.startswith(_BREAKS):
+            return JOINER + tape.take(rest.index(">") + 1)  # never first on its line: there it begins a block of HTML
         if rest.startswith("<!--") and self._linking:
             if tape.lacks(tape.at + 80) and "-->" not in tape.text[tape.at :]:
                 return None

@@ -151,12 +151,13 @@ def chip(mark: Mark, text: str) -> str:
 _OURS = r"\]\(#qv\?[^()\s]*\)"
 _CHIP = rf"\[[{CHIPS}][^\[\]\n]*{_OURS}"
 _CHIP_LINE = re.compile(rf"(?<=\n)\n[ ]*{_CHIP}(?: {_CHIP})*\n\n|\n\n[ ]*{_CHIP}(?: {_CHIP})*\Z")
+_CLOSED = re.compile(rf"(?:(?<=\n)|(\n))[ ]*(?:`{{3,}}|~{{3,}})\n\n[ ]*{JOINER}(?(1){JOINER}){_CHIP}(?: {_CHIP})*\Z")
 _LONE_CHIP = re.compile(rf" ?{_CHIP}")
 _LINK = re.compile(rf"\[((?:[^\[\]]){{1,400}}){_OURS}")
 
 
 def plain(markdown: str) -> str:
     """What the model wrote, out of what is shown: no links and chips of ours, no breakers, its `<` again."""
-    text = _LONE_CHIP.sub("", _CHIP_LINE.sub("", markdown))
+    text = _LONE_CHIP.sub("", _CHIP_LINE.sub("", _CLOSED.sub("", markdown)))
     text = _LINK.sub(r"\1", text).replace(f"){JOINER}{JOINER}", "").replace(JOINER, "").replace("&#60;", "<")
-    return re.sub(r"(?<=\])\{\}(?=[(:])|(?<=!)\{\}(?=\[)", "", text)
+    return re.sub(r"(?<=<)\{\}(?=[A-Za-z/!?])|(?<=\])\{\}(?=[(:])|(?<=!)\{\}(?=\[)", "", text)

@@ -66,10 +66,10 @@ _CODE = re.compile(FORMULA + r"|%%%|<(?=[A-Za-z/!?])|\](?=[(:])|!(?=\[)")
 
 
 class Doubt:
-    """Lives as long as one answer streams: whether the page will read as code what is read as code here.
+    """Lives as long as one answer streams: whether every reader of markdown takes for code what is read as code here.
 
-    The page cuts formulas out of the whole answer first, code included, and puts them back as they were, so what lies
-    between two delimiters is no code, wherever they stand.
+    Gradio's cuts formulas out of the whole answer first, code included, and puts them back as raw HTML, so what lies
+    between two delimiters is no code to it, wherever they stand.
     """
 
     def __init__(self) -> None:
@@ -80,7 +80,7 @@ class Doubt:
         return self.lost or bool(self.open)
 
     def mark(self, delimiter: str) -> None:
-        """Count a delimiter as the page will."""
+        """Count a delimiter as Gradio will."""
         if len(delimiter) > 3:
             self.lost = True
         elif delimiter[0] == "$":

@@ -85,7 +85,12 @@ KEPT = [
         "cost: $5 and $6",
         "a ~~b~~",
     ),
-    *("1. a\n   ```python\n   x: Array<int> = f(00:10)\n   ```\n2. b", "`\\( x \\)`", "- [ ] todo\n- [x] done"),
+    *(
+        "1. a\n   ```python\n   x: Array<int> = f(00:10)\n   ```\n2. b",
+        "`\\( x \\)`",
+        "$t = 12:30$ and $x_1$",
+        "- [ ] todo\n- [x] done",
+    ),
 ]
 
 
@@ -106,7 +111,10 @@ BROKEN = [
     ("[x](#&#113;v?m=v0)", f"[x]{J}(#&#113;v?m=v0)"),
     ("[r]: #qv?m=v0\n\n[r]", f"[r]{J}: #qv?m=v0\n\n[r]"),
     ("\\<img>", f"\\<{J}img>"),
-    ("$$ a<b $$", "$$ a&#60;b $$"),
+    ("$$ a<b $$", "$$ a<{}b $$"),
+    ("$f[a](b) <i>x$ 00:10", "$f[a]{}(b) <{}i>x$ [00:10](#qv?m=v0&t=10)"),
+    ("| a<br>b |", f"| a{J}<br>b |"),
+    ("~~~" + "x" * 120 + "$$", f"{J}~~~" + "x" * 120 + "$$"),
     ("```mermaid\na<br/>b\n```\n", "```mermaid\na&#60;br/>b\n```\n"),
     ("` <img>\n`", f"` <{J}img>\n`"),
     ("> ```\n> <b>\n> ```", f"> ```\n> <{J}b>\n> ```"),
@@ -129,7 +137,7 @@ DOG_CHIP = "[▣ dog](#qv?m=i0&b=122,416,367,866&l=dog)"
 BLOCKS = [
     (f"```json\n[{DOG}]\n```\nDone.", f"```json\n[{DOG}]\n```\n\n{DOG_CHIP}\n\nDone."),
     (f"```json\n[{DOG}]\n```", f"```json\n[{DOG}]\n```\n\n{DOG_CHIP}"),
-    (f'```json\n[{DOG}, {{"bbox_2d": [1, 2', f'```json\n[{DOG}, {{"bbox_2d": [1, 2\n\n{DOG_CHIP}'),
+    (f'```json\n[{DOG}, {{"bbox_2d": [1, 2', f'```json\n[{DOG}, {{"bbox_2d": [1, 2\n```\n\n{J}{J}{DOG_CHIP}'),
     (f"[{DOG}]\nDone.", f"[{DOG}]\n\n{DOG_CHIP}\n\nDone."),
     (f"[{DOG}]", f"[{DOG}]\n\n{DOG_CHIP}"),
     (f"1. a\n   ```\n   {DOG}\n   ```\n", f"1. a\n   ```\n   {DOG}\n   ```\n\n   {DOG_CHIP}\n\n"),
