@@ -220,3 +220,12 @@ def test_pages_shrink_together_to_512_tokens_and_then_are_refused():
 def test_a_model_of_small_pictures_gets_small_pages():
     sizes = fit_document([A4] * 50, 50 * 80, image_pixels=(4_096, 65_536))
     assert all(width * height <= 65_536 for width, height in sizes)
+
+
+def test_where_keyframes_are_missing_moments_stay_where_they_were_meant():
+    shown = np.arange(6000) / 10
+    times = FrameTimes(shown, np.arange(300.0))  # one a second, and none in the second half
+    plan = plan_frames(clip_of(600), times, budget=50_000, frame_pixels=FRAME_PIXELS, most_moments=61)
+    moments = [first for first, _ in plan.patches]
+    assert set(moments[:25]) <= set(times.keyframes.tolist())
+    assert max(np.diff(moments)) < 16
