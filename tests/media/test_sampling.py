@@ -229,3 +229,9 @@ def test_where_keyframes_are_missing_moments_stay_where_they_were_meant():
     moments = [first for first, _ in plan.patches]
     assert set(moments[:25]) <= set(times.keyframes.tolist())
     assert max(np.diff(moments)) < 16
+
+
+def test_moments_closer_than_keyframes_stay_even():
+    plan = plan_frames(clip_of(400), steady(400), budget=50_000, frame_pixels=FRAME_PIXELS, most_moments=101)
+    moments = [first for first, _ in plan.patches]
+    assert np.diff(moments) == pytest.approx([4.0] * 100, abs=0.07)
