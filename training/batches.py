@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -14,6 +15,7 @@ import torch
 
 from training.cases import Branch, Case, Exchange, Level, Moment, Still, make_case, with_few_sizes
 from training.network import Batch, Pictures, patches_of, picture_positions
+from training.sight import draw_sights
 
 
 @dataclass
@@ -187,9 +189,9 @@ def step_cases(seed: str, level: Level, most_tokens: int, encoder: Encoder) -> l
 def draw_ahead(tokenizer: Any, plan: Any, first_step: int, *, ahead: int = 6) -> tuple[Any, Any]:
     """A process that draws the steps from `first_step` on.
 
-    `plan(step)` gives (seed, levels, step tokens, batch tokens).
+    `plan(step)` gives (seed, levels, step tokens, batch tokens, sights).
 
-    Returns (process, queue); the queue gives lists of Packed.
+    Returns (process, queue); the queue gives (list of Packed, Sights or None).
     """
     context = multiprocessing.get_context("fork")
     queue = context.Queue(maxsize=ahead)
@@ -200,11 +202,14 @@ def draw_ahead(tokenizer: Any, plan: Any, first_step: int, *, ahead: int = 6) ->
 
 def _draw(tokenizer: Any, plan: Any, step: int, queue: Any) -> None:
     torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     encoder = Encoder(tokenizer)
     while True:
-        seed, levels, step_tokens, batch_tokens = plan(step)
+        seed, levels, step_tokens, batch_tokens, seen = plan(step)
         rows: list[Row] = []
         for number, (level, share) in enumerate(levels):
-            rows += step_cases(f"{seed}:{step}:{number}", level, round(step_tokens * share), encoder)
-        queue.put(list(batches_of(rows, batch_tokens, tokenizer.pad_token_id)))
+            if level.kinds:
+                rows += step_cases(f"{seed}:{step}:{number}", level, round(step_tokens * share), encoder)
+        sights = draw_sights(f"{seed}:{step}:sights", levels[0][0], seen) if seen else None
+        queue.put((list(batches_of(rows, batch_tokens, tokenizer.pad_token_id)), sights))
         step += 1

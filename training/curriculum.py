@@ -16,12 +16,14 @@ class Stage:
     steps: int
     step_tokens: int = 4_000
     batch_tokens: int = 4_000
+    sights: int = 48  # pictures per step whose cells are asked directly (`sight.py`)
 
 
 def shares(**kinds: float) -> tuple[tuple[str, float], ...]:
     return tuple(kinds.items())
 
 
+SIGHT = Level((), picture_pixels=(4096, 12_288), longest_text=6, wear=0.3)  # the vision tower alone
 WARM = Level(  # one thing, large: attention to pictures and the features of colour and shape come first
     shares(picture=6, text=0.5, video=1),
     picture_pixels=(4096, 4096),
@@ -73,6 +75,7 @@ FOURTH = replace(
 FIFTH = replace(FOURTH, moments=(20, 120), branches=12, runs=0.7)
 
 STAGES = (
+    Stage(SIGHT, {"shapes": 0.97, "letters": 0.9}, 2500, 0, 0, 128),
     Stage(WARM, {"name": 0.9}, 3000, 3_000, 3_000),
     Stage(FIRST, {"name": 0.85, "when": 0.85, "what_at": 0.8}, 6000),
     Stage(SECOND, {"name": 0.9, "when": 0.85, "what_at": 0.85, "page": 0.8}, 6000),
@@ -84,6 +87,6 @@ KEPT = 0.3  # share of every step that stays with the stage before, so that noth
 
 
 def levels_of(stage: int) -> list[tuple[Level, float]]:
-    if stage == 0:
-        return [(STAGES[0].level, 1.0)]
+    if stage <= 1:
+        return [(STAGES[stage].level, 1.0)]
     return [(STAGES[stage].level, 1 - KEPT), (STAGES[stage - 1].level, KEPT)]

@@ -75,48 +75,70 @@ def write_checkpoint(model: Any, tokenizer: Any, folder: Path) -> None:
     )
 
 
-def card(state: dict[str, Any], table: dict[str, Any], parameters: int, device: str) -> str:
-    rows = []
-    for skill, by_language in table.items():
-        cells = [f"{100 * right / asked:.1f} % of {asked}" if asked else "-" for right, asked in by_language.values()]
-        rows.append(f"| {skill} | {' | '.join(cells)} |")
-    return f"""---
+CARD = """---
 license: apache-2.0
 pipeline_tag: image-text-to-text
 library_name: transformers
 ---
 # Qwen3-VL-WebUI demo model
 
-A very small Qwen3-VL ({parameters / 1e6:.1f} million parameters), trained from nothing on scenes drawn by `training/`.
+A very small Qwen3-VL ({millions} million parameters), trained from nothing on scenes drawn by `training/`.
 It is not a Qwen release and shares no weights with one. It answers truly about a few things, in English and Chinese,
 so that the page can be tried, tested and measured without a GPU or a download; about anything else it knows nothing.
 
 ## What it can do
-{chr(10).join(f"- **{name}**: {what}." for name, what in SKILLS.items())}
+{skills}
 
 Colours: red, orange, yellow, green, blue, purple, black, white. Shapes: circle, square, triangle, star, heart, cross.
 The wordings it was trained on are in `training/questions.py`.
 
 ## Accuracy
-Greedy answers to freshly drawn cases of a seed not used in training, by `training/evaluate.py`: pictures of up to
-192 x 192 px with 1 to 6 things, clips of {EVALUATED.moments[0]} to {EVALUATED.moments[1]} moments, documents of {EVALUATED.pages[0]} to {EVALUATED.pages[1]} pages (a fifth of them without a
+Greedy answers to freshly drawn cases of seed {seed}, not used in training, by `training/evaluate.py`: pictures of up
+to {image} px with 1 to 6 things, clips of {moments} moments, documents of {pages} pages (a fifth of them without a
 text layer). Boxes count from IoU 0.5, times within one second, everything else only when it is wholly right.
 
 | skill | English | Chinese |
 |---|---|---|
-{chr(10).join(rows)}
+{rows}
 
 ## Training
-{state["step"]:,} steps, {state["answers"]:,} answers, {state["tokens"]:,} tokens, {state["seconds"] / 3600:.1f} hours on {device}; AdamW, moving average of the weights, loss on
-answers only, a curriculum from one frame to long clips (`training/curriculum.py`). The data is drawn while training;
-there is no data set. `training/README.md` says how to go on from here.
+{step} steps, {answers} answers, {tokens} tokens, {hours} hours on {device} shared with other work; AdamW, moving
+average of the weights, loss on answers (and, for the vision tower, on what each cell of a picture holds), a curriculum
+from one thing in one picture to long clips (`training/curriculum.py`). The data is drawn while training; there is no
+data set. `training/README.md` says how to go on from here.
 
 ## Limits
-- {POSITIONS:,} positions were trained; pictures are seen at {IMAGE_PIXELS[0]:,} to {IMAGE_PIXELS[1]:,} pixels, video frames at {FRAME_PIXELS[0]:,} to {FRAME_PIXELS[1]:,}: print must be
-  large to be read.
-- Photographs, people, places, speech, general knowledge: nothing at all. Asked for them it says what it can do, or errs.
+- {positions} positions were trained. Pictures are seen at {image_pixels} pixels, video frames at {frame_pixels}:
+  print must be large to be read.
+- Photographs, people, places, speech, general knowledge: nothing at all. Asked for them it says what it can do, or
+  errs.
 - It answers in its own fixed sentences; a wording far from the trained ones may be misread.
+- A skill with a low figure in the table is weak, and its answers must not be relied on.
 """
+
+
+def card(state: dict[str, Any], table: dict[str, Any], parameters: int, device: str, seed: int) -> str:
+    rows = []
+    for skill, by_language in table.items():
+        cells = [f"{100 * right / asked:.1f} % of {asked}" if asked else "-" for right, asked in by_language.values()]
+        rows.append(f"| {skill} | {' | '.join(cells)} |")
+    return CARD.format(
+        millions=f"{parameters / 1e6:.1f}",
+        skills="\n".join(f"- **{name}**: {what}." for name, what in SKILLS.items()),
+        seed=seed,
+        image=f"{EVALUATED.picture_pixels[1]:,}",
+        moments=" to ".join(map(str, EVALUATED.moments)),
+        pages=" to ".join(map(str, EVALUATED.pages)),
+        rows="\n".join(rows),
+        step=f"{state['step']:,}",
+        answers=f"{state['answers']:,}",
+        tokens=f"{state['tokens']:,}",
+        hours=f"{state['seconds'] / 3600:.1f}",
+        device=device,
+        positions=f"{POSITIONS:,}",
+        image_pixels=" to ".join(f"{pixels:,}" for pixels in IMAGE_PIXELS),
+        frame_pixels=" to ".join(f"{pixels:,}" for pixels in FRAME_PIXELS),
+    )
 
 
 def main() -> None:
@@ -140,7 +162,7 @@ def main() -> None:
     rounded = Qwen3VLForConditionalGeneration.from_pretrained(args.to, dtype=torch.float32).eval()
     table = evaluate(rounded, tokenizer, EVALUATED, cases=args.cases, seed=args.seed, dtype=torch.float32)
     parameters = sum(p.numel() for p in rounded.parameters())
-    (args.to / "README.md").write_text(card(saved, table, parameters, args.device))
+    (args.to / "README.md").write_text(card(saved, table, parameters, args.device, args.seed))
     write_json(
         args.to / "training.json",
         {key: saved[key] for key in ("step", "seconds", "tokens", "answers", "stage")} | {"accuracy": table},

@@ -52,6 +52,7 @@ class Scene:
     pixels: np.ndarray  # [height, width, 3] uint8
     things: tuple[Thing, ...] = ()
     text: str = ""
+    letters: tuple[tuple[float, float], ...] = ()  # the centre of each character of the text, in pixels
 
 
 def paint(colour: str, random: Random) -> Rgb:
@@ -198,8 +199,8 @@ def spoil(pixels: np.ndarray, random: Random, wear: float) -> np.ndarray:
     """What cameras and encoders do: light, noise, blocks."""
     if random.random() < wear * 0.5:
         height, width, _ = pixels.shape
-        top, left = random.randrange(512 - height), random.randrange(512 - width)
-        grain = noise_pool()[top : top + height, left : left + width] * random.uniform(2, 14)
+        rows, columns = ((np.arange(side) + random.randrange(512)) % 512 for side in (height, width))
+        grain = noise_pool()[np.ix_(rows, columns)] * random.uniform(2, 14)
         pixels = np.clip(pixels * np.float32(random.uniform(0.85, 1.08)) + grain, 0, 255).astype(np.uint8)
     if random.random() < wear * 0.5:
         buffer = io.BytesIO()
@@ -243,7 +244,10 @@ def draw_text(text: str, width: int, height: int, random: Random, *, wear: float
     x = random.uniform(0, max(0, 2 * width - (right - left))) - left
     y = random.uniform(0, max(0, 2 * height - (bottom - top))) * (0.5 if page and random.random() < 0.7 else 1) - top
     ImageDraw.Draw(picture).text((x, y), text, font=face, fill=ink)
-    return Scene(spoil(reduce(picture, width, height), random, wear), text=text)
+    ends_at = [face.getlength(text[:end]) for end in range(len(text) + 1)]
+    row = (y + (top + bottom) / 2) / 2
+    letters = tuple(((x + (a + b) / 2) / 2, row) for a, b in zip(ends_at, ends_at[1:], strict=False))
+    return Scene(spoil(reduce(picture, width, height), random, wear), text=text, letters=letters)
 
 
 def empty(width: int, height: int, random: Random, *, wear: float = 0.5) -> Scene:

