@@ -97,7 +97,7 @@ def draw(folder: Path, seed: str, kinds: Sequence[str], weights: Sequence[float]
     kind = random.choices(kinds, weights)[0]
     while True:
         case = make_case(kind, LEVEL, random)
-        if kind != "document" or "Page 1: " in case.context[0]:
+        if kind != "document" or "Page 1: " in str(case.context[0]):
             break
     exchanges = tuple(branch[0] for branch in case.branches)
     if kind == "video":
