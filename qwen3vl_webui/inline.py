@@ -9,21 +9,13 @@ from qwen3vl_webui import times
 from qwen3vl_webui.citing import PAGE, Citations
 from qwen3vl_webui.coordinates import TAGGED, read_tagged
 from qwen3vl_webui.links import JOINER, Mark, target
-from qwen3vl_webui.reading import FORMULA, HOLD, Doubt, Tape, paired
-
-
-def _growing(word: str) -> str:
-    """A pattern of a word, or of the beginning of one at the end of the text."""
-    pattern = ""
-    for character in reversed(word):
-        pattern = re.escape(character) + (rf"(?:\Z|{pattern})" if pattern else "")
-    return pattern
+from qwen3vl_webui.reading import FORMULA, HOLD, Doubt, Tape, growing, paired
 
 
 _URLS = ("http://", "https://", "ftp://", "www.")
 _BOX = 'data-bbox="'
-_WORDS = "|".join(_growing(word) for word in (*_URLS, _BOX))
-_PAGES = "|".join(_growing(word) for word in ("p.", "pp.", "page ", "pages "))
+_WORDS = "|".join(growing(word) for word in (*_URLS, _BOX))
+_PAGES = "|".join(growing(word) for word in ("p.", "pp.", "page ", "pages "))
 _SPECIAL = re.compile(rf"[\n\\`<\[\]!*_$\d第{times.NUMERALS}]|(?<![A-Za-z0-9_])(?:{_PAGES})|{_WORDS}", re.IGNORECASE)
 _SKIP = re.compile(rf"\d+|[{times.NUMERALS}]+|.", re.DOTALL)
 _TAG = re.compile(r"<(?=[A-Za-z/!?])")

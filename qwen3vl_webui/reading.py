@@ -115,3 +115,11 @@ def paired(text: str) -> bool:
             return False
         doubt.mark(delimiter)
     return not doubt
+
+
+def growing(word: str) -> str:
+    """A pattern of a word, or of the beginning of one at the end of the text."""
+    pattern = ""
+    for character in reversed(word):
+        pattern = re.escape(character) + (rf"(?:\Z|{pattern})" if pattern else "")
+    return pattern
