@@ -11,7 +11,6 @@ from qwen3vl_webui.coordinates import TAGGED, read_tagged
 from qwen3vl_webui.links import JOINER, Mark, target
 from qwen3vl_webui.reading import FORMULA, HOLD, Doubt, Tape, growing, paired
 
-
 _URLS = ("http://", "https://", "ftp://", "www.")
 _BOX = 'data-bbox="'
 _WORDS = "|".join(growing(word) for word in (*_URLS, _BOX))
