@@ -1,6 +1,5 @@
 """The API as the official client uses it, over a real server, a scripted engine and real files."""
 
-import asyncio
 import base64
 import json
 import threading
@@ -26,7 +25,7 @@ from qwen3vl_webui.store import Store
 from qwen3vl_webui.web import protect
 from tests import clips
 from tests.scripted_engine import Gate, ScriptedEngine
-from tests.served import served, wait_until
+from tests.served import in_new_loop, served, wait_until
 
 
 class Door:
@@ -506,7 +505,7 @@ def test_cancelling_an_async_client_stops_the_engine(door: Door) -> None:
                 break
             await stream.close()
 
-    asyncio.run(scene())
+    in_new_loop(scene())
     assert door.engine.wait_for(lambda: door.engine.running is None and door.engine.stopped)
 
 

@@ -8,6 +8,7 @@ import pytest
 from starlette.types import Message
 
 from qwen3vl_webui.byte_ranges import CHUNK, FileRange, is_known, read_range
+from tests.served import in_new_loop
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_a_player_that_leaves_ends_the_sending(tmp_path: Path) -> None:
         scope = {"type": "http", "method": "GET", "headers": [(b"range", b"bytes=5-")]}
         await asyncio.wait_for(FileRange(path, "video/mp4", "tag")(scope, receive, send), 20)
 
-    asyncio.run(scene())
+    in_new_loop(scene())
     assert sent[0]["status"] == 206
     assert 4 <= len(sent) < 20 and all(len(message["body"]) == CHUNK for message in sent[1:])
     assert str(path) not in [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]

@@ -16,6 +16,7 @@ from qwen3vl_webui.errors import Conflict, EngineError, NotFound, Overloaded, To
 from qwen3vl_webui.jobs import JOBS_PER_OWNER, SAVE_SECONDS, Job, Jobs
 from qwen3vl_webui.store import Store
 from tests.scripted_engine import Gate, ScriptedEngine
+from tests.served import in_new_loop
 
 REQUEST = GenerationRequest((Message("user", ("hello",)),))
 Start = Callable[..., Job]
@@ -209,7 +210,7 @@ def test_watchers_see_every_change_and_the_end(engine: ScriptedEngine, start: St
         assert await asyncio.wait_for(job.changed(10**9), 1) > 0  # an ended job never makes one wait
         return seen
 
-    for seen in asyncio.run(scene()):
+    for seen in in_new_loop(scene()):
         assert seen[-1] == "one two three"
         assert all(later.startswith(earlier) for earlier, later in zip(seen, seen[1:], strict=False))
 
@@ -224,7 +225,7 @@ def test_an_answer_outlives_the_event_loop_that_watched(engine: ScriptedEngine, 
         await asyncio.sleep(0)
         waiting.cancel()
 
-    asyncio.run(glance())
+    in_new_loop(glance())
     engine.gate.release()
     assert job.join(10) and stored(store, job).state == "done"
 
@@ -247,6 +248,8 @@ from qwen3vl_webui.engine.contract import GenerationRequest, Message
 from qwen3vl_webui.jobs import Jobs
 from qwen3vl_webui.store import Store
 from tests.scripted_engine import ScriptedEngine
+from tests.served import in_new_loop
+from tests.served import in_new_loop
 
 store = Store(Path(sys.argv[1]))
 jobs = Jobs(ScriptedEngine("la ", endless=True, pace=0.01), store)

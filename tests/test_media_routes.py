@@ -24,7 +24,7 @@ from qwen3vl_webui.store import Store
 from qwen3vl_webui.web import protect
 from tests import clips
 from tests.scripted_engine import ScriptedEngine
-from tests.served import served, wait_until
+from tests.served import in_new_loop, served, wait_until
 
 
 class Site:
@@ -375,4 +375,4 @@ def test_asyncio_is_not_blocked_by_an_upload(site: Site, made: Path) -> None:
                 assert (await client.get("/media/unknown")).status_code == 404
             assert (await upload).status_code == 400
 
-    asyncio.run(scene())
+    in_new_loop(scene())
