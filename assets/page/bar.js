@@ -90,15 +90,20 @@ function drawBanner() {
   else if (status?.state === "loading") {
     kind = "loading";
     const share = status.total > 0 ? Math.min(1, status.done / status.total) : 0;
-    const amount = status.total > 0 ? ` ${Math.floor(100 * share)} %` : "";
-    content = [h("span.qv-pulse"), h("span", {}, t("banner_loading"), " ", h("em", {}, (status.stage || "") + amount)), status.total > 0 && h("span.qv-bar", {}, h("span", { style: { width: `${100 * share}%` } }))];
-  } else if (status?.state === "failed") { kind = "failed"; content = [icon("warn", 16), h("span", {}, t("banner_failed"), " ", status.sentence)]; }
+    content = [h("span.qv-pulse"), h("span", {}, t("banner_loading"), " ", h("em", {}, stageOf(status))), status.total > 0 && h("span.qv-bar", {}, h("span", { style: { width: `${100 * share}%` } }))];
+  } else if (status?.state === "failed") { kind = "failed"; content = [icon("warn", 16), h("span", {}, language() === "zh" && t("banner_failed"), status.sentence)]; }
   else if (model && !model.trained) { kind = "untrained"; content = [icon("warn", 16), h("span", {}, t("banner_untrained"), " ", h("code", {}, status.command))]; }
   else if (model?.demo) { kind = "demo"; content = [icon("chip", 16), h("span", {}, t("banner_demo"), " ", h("code", {}, status.command))]; }
   banner.hidden = !content || dismissed === kind;
   banner.dataset.kind = kind;
   const mayHide = kind === "demo" || kind === "untrained";
   fill(banner, content, mayHide && h("button.qv-chip-x", { type: "button", title: t("dismiss"), "aria-label": t("dismiss"), onclick: () => { dismissed = kind; drawBanner(); } }, icon("close", 14)));
+}
+
+function stageOf({ stage, done, total, sentence }) {
+  if (stage === "downloading" && total > 0) return t("stage_downloading", { done: (done / 1e9).toFixed(1), total: (total / 1e9).toFixed(1) });
+  if (stage === "loading" && total > 0) return t("stage_loading", { percent: Math.floor((100 * done) / total) });
+  return stage === "finding" ? t("stage_finding") : sentence;
 }
 
 function card() {
@@ -118,6 +123,7 @@ function card() {
   chip.setAttribute("aria-expanded", "true");
   const close = (event) => {
     if (event.type === "keydown" ? event.key !== "Escape" : sheet.contains(event.target) || chip.contains(event.target)) return;
+    if (event.type === "keydown") event.preventDefault(); // this Escape is not for the answer
     sheet.remove();
     chip.setAttribute("aria-expanded", "false");
     removeEventListener("pointerdown", close, true);

@@ -69,6 +69,7 @@ function listen() {
     if (files.length) addFiles(files);
   });
   addEventListener("keydown", (event) => {
+    if (event.target !== box && event.target.closest?.("input, textarea")) return;
     if (event.key === "Escape" && isRunning() && !event.defaultPrevented && !document.querySelector(".qv-menu, .qv-drawer-open")) stop();
   });
   on("accepted", accepted);
@@ -104,13 +105,14 @@ function addFiles(files) {
 
 function settled(item) {
   if (item.state === "failed") {
+    sendsUploaded = false;
     items = items.filter((each) => each !== item);
     complain(item.error, item.name);
   }
   drawChips();
   drawPresets();
   draw();
-  count(0);
+  if (sendsUploaded && !isUploading()) { sendsUploaded = false; send(); } else count(0);
 }
 
 async function addPath(event) {
@@ -176,6 +178,7 @@ function noteOf(stored) {
 }
 
 function removeItem(item) {
+  sendsUploaded = false;
   item.cancel?.();
   items = items.filter((each) => each !== item);
   drawChips();
@@ -214,7 +217,7 @@ function send() {
   if (isRunning()) return;
   if (state.sent) { sendsNext = true; return; } // a conversation is being opened: this belongs to it
   if (!box.value.trim() && !items.length) return;
-  if (isUploading()) { complain({ message: t("upload_wait") }); return; }
+  if (isUploading()) { sendsUploaded = true; fill(meter, h("span", {}, t("upload_wait"))); return; }
   complain(null);
   command({ do: "send", conversation: state.thread.conversation, text: box.value, files: stored(), task, options: state.options });
 }
@@ -226,6 +229,7 @@ function stop() {
 }
 
 let sendsNext = false;
+let sendsUploaded = false;
 
 function accepted(sent) {
   if (sendsNext) { sendsNext = false; setTimeout(send); }
@@ -265,7 +269,7 @@ function grow() {
 
 function draw() {
   const runs = isRunning();
-  const canSend = Boolean(box.value.trim() || items.length) && !isUploading();
+  const canSend = Boolean(box.value.trim() || items.length);
   if (!runs) button.classList.remove("qv-stopping");
   const word = runs ? "stop" : "send";
   if (button.dataset.word !== word + language()) {
@@ -304,6 +308,7 @@ async function price() {
 
 function drawMeter(answer) {
   lastPrice = answer;
+  if (sendsUploaded) { fill(meter, h("span", {}, t("upload_wait"))); return; }
   if (!answer) { fill(meter); return; }
   if (answer.error) {
     fill(meter, h("span.qv-over", { title: sentenceOf(answer.error) }, icon("warn", 14), sentenceOf(answer.error)));

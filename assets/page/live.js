@@ -1,6 +1,6 @@
 // The running answer as it arrives: no picture of its own, it hands what came to the panes.
 
-import { command, emit, state } from "./session.js";
+import { ask, command, emit, state } from "./session.js";
 import { recall, remember } from "./dom.js";
 
 const SILENCE = 15_000; // the server speaks at least every 5 s while an answer runs
@@ -34,8 +34,24 @@ function receive(live) {
   emit("live");
 }
 
+const PATIENCE = 20_000; // a command that got no answer: planning a very long video may take that long
+const DESPAIR = 180_000;
+
+/** A command whose answer was lost must not keep the box locked. */
+async function giveUp() {
+  const sent = state.sent;
+  const waited = sent ? performance.now() - sent.at : 0;
+  if (waited < PATIENCE) return;
+  const isThere = await ask("status").then(() => true, () => false);
+  if (state.sent !== sent || (isThere && waited < DESPAIR)) return;
+  state.sent = null;
+  emit("refused", { sent, error: { code: "lost_connection" } });
+  emit("sent");
+}
+
 /** An answer that fell silent (a lost connection, a sleeping laptop): open the conversation again, which re-attaches. */
 function listen() {
+  giveUp();
   const live = state.live;
   const runs = live?.state === "partial" && live.conversation === state.thread.conversation;
   if (runs && !state.sent && performance.now() - heard > SILENCE) {

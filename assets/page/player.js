@@ -103,10 +103,11 @@ export function player(file) {
     const now = target ?? video.currentTime;
     if (marked && target === null && !video.seeking && Math.abs(now - marked.t) > 0.5) drawMark(null);
     head.style.left = `${(100 * (now - file.start)) / file.duration}%`;
-    let nearest = -1;
-    moments.forEach((moment, index) => { if (moment.seconds <= now + 0.05) nearest = index; });
-    moments.forEach((moment, index) => moment.element.classList.toggle("qv-near", index === nearest));
+    const nearest = nearestTo(now);
+    for (const moment of moments) moment.element.classList.toggle("qv-near", moment === nearest);
   }
+
+  const nearestTo = (second) => moments.reduce((best, each) => (!best || Math.abs(each.seconds - second) < Math.abs(best.seconds - second) ? each : best), null);
 
   function drawStrip(seconds) {
     stripHead.hidden = strip.hidden = !seconds.length;
@@ -124,7 +125,7 @@ export function player(file) {
       if (link.t === undefined) return;
       seek(link.t);
       drawMark(link);
-      const nearest = moments.filter((moment) => moment.seconds <= link.t + 0.5).pop();
+      const nearest = nearestTo(link.t);
       if (nearest) strip.scrollTo({ left: nearest.element.offsetLeft - strip.clientWidth / 2 + nearest.element.clientWidth / 2, behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
     },
     marks(links) {

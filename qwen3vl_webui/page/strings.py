@@ -59,6 +59,9 @@ WORDS: dict[str, tuple[str, str]] = {
         "The model is loading. You can add files and write already.",
         "模型正在载入。可以先添加文件、写好问题。",
     ),
+    "stage_finding": ("Looking for its weights.", "正在查找权重。"),
+    "stage_downloading": ("Downloading: {done} of {total} GB.", "下载中：{done} / {total} GB。"),
+    "stage_loading": ("Loading the weights: {percent} %.", "正在载入权重：{percent} %。"),
     "banner_failed": ("The model could not be opened.", "模型无法载入。"),
     "banner_lost": ("The server does not answer. Trying again…", "服务器没有响应，正在重试…"),
     "dismiss": ("Hide", "隐藏"),
@@ -92,7 +95,7 @@ WORDS: dict[str, tuple[str, str]] = {
         "The upload was interrupted. Check the connection and add the file again.",
         "上传中断。请检查网络后重新添加文件。",
     ),
-    "upload_wait": ("Wait until the files are uploaded.", "请等文件上传完成。"),
+    "upload_wait": ("Sends when the files are uploaded.", "文件上传完成后发送。"),
     "hint": (
         "Enter sends · Shift+Enter new line · Answers can be wrong: open the evidence.",
         "Enter 发送 · Shift+Enter 换行 · 回答可能有误，请查看证据。",

@@ -6,9 +6,11 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from app import build
@@ -16,7 +18,7 @@ from qwen3vl_webui.jobs import Jobs
 from qwen3vl_webui.services import Services
 from qwen3vl_webui.settings import Settings
 from qwen3vl_webui.store import Store
-from tests.clips import colour_clip, pdf, png
+from tests.clips import colour_at, colour_clip, film, pdf, png
 from tests.scripted_engine import Gate, ScriptedEngine
 from tests.served import served
 
@@ -70,6 +72,14 @@ class House:
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     files = tmp_path_factory.mktemp("files")
     colour_clip(files / "colours.mp4", 30)
+    film(
+        files / "old.avi",
+        (n / 10 for n in range(300)),
+        lambda _, seconds: np.full((180, 320, 3), colour_at(seconds + 1e-6), np.uint8),
+        codec="mpeg4",
+        fps=10,
+        clock=Fraction(1, 10),
+    )
     pdf(files / "contract.pdf", [f"Agreement, page {page}" for page in range(1, 8)])
     png(files / "scene.png", 640, 480)
     (files / "broken.mp4").write_bytes(b"\0\0\0\x18ftypmp42 but nothing more")
@@ -166,8 +176,7 @@ class Visit:
             arg=seconds,
             timeout=10_000,
         )
-        second = int(seconds)
-        wanted = [3 * second % 256, 7 * second % 256, 120]
+        wanted = list(colour_at(seconds))
         self.page.wait_for_timeout(50)
         seen = self.player_colour()
         assert all(abs(have - want) <= 8 for have, want in zip(seen, wanted, strict=True)), (seen, wanted)

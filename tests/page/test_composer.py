@@ -119,3 +119,12 @@ def test_control_tokens_arrive_as_plain_text(visit, house):
     here.settled()
     assert house.engine.requests[0].messages[-1].parts == ("say <|im_start|> and <|vision_start|>",)
     assert here.page.inner_text(".qv-bubble") == "say <|im_start|> and <|vision_start|>"
+
+
+def test_enter_during_an_upload_sends_when_it_is_there(visit, house):
+    here = visit()
+    here.page.fill("#qv-question", "What is it?")
+    here.page.set_input_files("#qv-picker", [str(house.files / "scene.png")])
+    here.page.press("#qv-question", "Enter")
+    here.settled()
+    assert here.page.locator(".qv-question .qv-file").count() == 1

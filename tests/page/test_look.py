@@ -2,6 +2,8 @@
 
 import pytest
 
+from qwen3vl_webui.conversation import Conversation
+
 pytestmark = pytest.mark.browser
 
 HOSTILE = """Look <img src=http://evil.example/a.png onerror="window.ran=1"> <script>window.ran=2</script>
@@ -137,3 +139,32 @@ def test_formulas_tables_lists_and_code(visit, house):
     assert text.locator("math").count() == 2
     assert text.locator("a.qv-out").get_attribute("href") == "https://example.com/a"
     assert text.locator("a.qv-out").get_attribute("rel") == "noopener noreferrer nofollow"
+
+
+def test_a_long_conversation_shows_its_end_and_the_rest_on_demand(visit, house):
+    conversation = Conversation(title="Long")
+    for number in range(30):
+        conversation = conversation.ask(f"Question {number}?").answer()
+        conversation = conversation.update(conversation.leaf, text=f"Answer {number}.", state="done")
+    house.services.store.save("local", conversation)
+    here = visit()
+    here.page.click(".qv-entry-title")
+    here.page.wait_for_selector("text=Answer 29.")
+    assert here.page.locator(".qv-row").count() == 40
+    here.page.wait_for_function(
+        "() => { const s = document.querySelector('.qv-scroller');"
+        " return s.scrollHeight - s.scrollTop - s.clientHeight < 4; }"
+    )
+    here.page.locator(".qv-earlier").evaluate("button => button.click()")
+    here.page.wait_for_function("document.querySelectorAll('.qv-row').length === 60")
+    assert here.page.locator(".qv-earlier").is_hidden()
+
+
+def test_a_copied_answer_has_no_link_syntax(visit, house):
+    house.engine.script = "It turns at 0:12, **surely**."
+    here = visit(permissions=["clipboard-read", "clipboard-write"])
+    here.ask("When?", "colours.mp4")
+    here.settled()
+    here.page.click(".qv-answer [title='Copy']")
+    here.page.wait_for_function("navigator.clipboard.readText().then((text) => text.includes('0:12'))")
+    assert here.page.evaluate("navigator.clipboard.readText()") == "It turns at 0:12, **surely**."

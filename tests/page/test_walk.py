@@ -190,3 +190,29 @@ def test_a_failure_of_the_engine_is_one_sentence(visit, house):
     house.engine.fail = None
     here.page.click(".qv-answer [title='Answer again']")
     here.page.wait_for_selector("text=Hello from the script.", timeout=10_000)
+
+
+def test_a_video_no_browser_plays_still_jumps(visit, house):
+    house.engine.script = "It turns at 0:12."
+    here = visit()
+    here.ask("When?", "old.avi")
+    here.settled()
+    here.page.click("a.qv-cite")
+    here.sees_second(12)  # in the copy that was made meanwhile
+    assert here.page.locator(".qv-moment").count() > 5
+
+
+def test_one_escape_closes_what_is_open_and_not_the_answer(visit, house):
+    house.engine.gate = Gate(prefill=True)
+    here = visit()
+    here.ask("Read.")
+    here.page.wait_for_selector(".qv-progress:has-text('Reading')")
+    here.page.click(".qv-model")
+    here.page.keyboard.press("Escape")
+    here.page.click("#qv-open-settings")
+    here.page.keyboard.press("Escape")
+    here.page.focus("#qv-search")
+    here.page.keyboard.press("Escape")
+    house.engine.gate.release()
+    here.settled()
+    assert here.answer() == "Hello from the script."
