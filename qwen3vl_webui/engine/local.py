@@ -131,9 +131,7 @@ class LocalEngine:
             free, _ = torch.cuda.mem_get_info(self._loaded.device)
             unused = torch.cuda.memory_reserved(self._loaded.device) - torch.cuda.memory_allocated(self._loaded.device)
             return max(0, free + unused + self._cache.bytes - OVERHEAD)
-        return (
-            os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-        )  # the page and the decoders live here too
+        return host_memory_free() // 2  # the page and the decoders live here too
 
     # The inference thread
 
