@@ -13,17 +13,17 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio i
 import uvicorn
 from fastapi import FastAPI
 
-from qwen3vl_webui.api import api_routes
+from qwen3vl_webui.api.routes import api_routes
 from qwen3vl_webui.engine.contract import Engine
 from qwen3vl_webui.engine.opening import OpeningEngine, Progress, Step
 from qwen3vl_webui.errors import UserError
 from qwen3vl_webui.jobs import Jobs
-from qwen3vl_webui.media_routes import media_routes
 from qwen3vl_webui.page.mount import mount_page
 from qwen3vl_webui.services import Services
 from qwen3vl_webui.settings import Settings, read_settings
-from qwen3vl_webui.store import Store
-from qwen3vl_webui.web import protect
+from qwen3vl_webui.store.store import Store
+from qwen3vl_webui.web.media_routes import media_routes
+from qwen3vl_webui.web.protection import protect
 
 log = logging.getLogger("qwen3vl_webui")
 

@@ -27,7 +27,7 @@ from qwen3vl_webui.conversation import Conversation
 from qwen3vl_webui.jobs import Jobs
 from qwen3vl_webui.services import Services
 from qwen3vl_webui.settings import Settings
-from qwen3vl_webui.store import Store
+from qwen3vl_webui.store.store import Store
 from tests.clips import colour_clip
 from tests.scripted_engine import ScriptedEngine
 from tests.served import served

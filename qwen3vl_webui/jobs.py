@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, assert_never
 from qwen3vl_webui.conversation import State, Turn
 from qwen3vl_webui.engine.contract import Engine, FinishEvent, GenerationRequest, PrefillEvent, TokenEvent
 from qwen3vl_webui.errors import Conflict, EngineError, NotFound, Overloaded, UserError
-from qwen3vl_webui.store import Store
+from qwen3vl_webui.store.store import Store
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from qwen3vl_webui.engine.contract import Engine
 from qwen3vl_webui.jobs import Jobs
 from qwen3vl_webui.settings import Settings
-from qwen3vl_webui.store import Store
+from qwen3vl_webui.store.store import Store
 
 
 @dataclass(frozen=True)

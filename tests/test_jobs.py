@@ -14,7 +14,7 @@ from qwen3vl_webui.conversation import Conversation, Turn
 from qwen3vl_webui.engine.contract import GenerationRequest, Message
 from qwen3vl_webui.errors import Conflict, EngineError, NotFound, Overloaded, TooLong
 from qwen3vl_webui.jobs import JOBS_PER_OWNER, SAVE_SECONDS, Job, Jobs
-from qwen3vl_webui.store import Store
+from qwen3vl_webui.store.store import Store
 from tests.scripted_engine import Gate, ScriptedEngine
 from tests.served import in_new_loop
 
@@ -246,7 +246,7 @@ from pathlib import Path
 from qwen3vl_webui.conversation import Conversation
 from qwen3vl_webui.engine.contract import GenerationRequest, Message
 from qwen3vl_webui.jobs import Jobs
-from qwen3vl_webui.store import Store
+from qwen3vl_webui.store.store import Store
 from tests.scripted_engine import ScriptedEngine
 from tests.served import in_new_loop
 from tests.served import in_new_loop

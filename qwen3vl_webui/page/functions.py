@@ -18,7 +18,7 @@ from qwen3vl_webui.media.values import Document
 from qwen3vl_webui.page.handlers import Asked, Desk, unforeseen, view_error
 from qwen3vl_webui.page.views import view_price, view_status
 from qwen3vl_webui.services import Services
-from qwen3vl_webui.web import owner_of
+from qwen3vl_webui.web.protection import owner_of
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from qwen3vl_webui.page.options import clean, read_options
 from qwen3vl_webui.page.views import EMPTY_THREAD, view_progress, view_thread
 from qwen3vl_webui.prompt import Prompt, build
 from qwen3vl_webui.services import Services
-from qwen3vl_webui.web import owner_of
+from qwen3vl_webui.web.protection import owner_of
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Answers with their evidence linked, for the browser: evidence.py over the files a conversation has shown."""
+"""Answers with their evidence linked, for the browser: the evidence room over the files a conversation has shown."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
-from qwen3vl_webui.evidence import Linker
-from qwen3vl_webui.links import Source, Sources
+from qwen3vl_webui.evidence.linker import Linker
+from qwen3vl_webui.evidence.links import Source, Sources
 
 
 def sources_of(files: Iterable[dict[str, Any]]) -> Sources:

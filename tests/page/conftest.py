@@ -17,7 +17,7 @@ from app import build
 from qwen3vl_webui.jobs import Jobs
 from qwen3vl_webui.services import Services
 from qwen3vl_webui.settings import Settings
-from qwen3vl_webui.store import Store
+from qwen3vl_webui.store.store import Store
 from tests.clips import colour_at, colour_clip, film, pdf, png
 from tests.scripted_engine import Gate, ScriptedEngine
 from tests.served import served

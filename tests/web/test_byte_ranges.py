@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from starlette.types import Message
 
-from qwen3vl_webui.byte_ranges import CHUNK, FileRange, is_known, read_range
+from qwen3vl_webui.web.byte_ranges import CHUNK, FileRange, is_known, read_range
 from tests.served import in_new_loop
 
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import re
 
-from qwen3vl_webui.citing import Citations
-from qwen3vl_webui.coordinates import MOST_CHARACTERS, read_coordinates, read_json
-from qwen3vl_webui.fences import Fence, Lists
-from qwen3vl_webui.inline import Inline
-from qwen3vl_webui.links import JOINER, CodeBlock, Evidence, Source, Sources, ToolCall, plain, target
-from qwen3vl_webui.reading import HOLD, Doubt, Tape
+from qwen3vl_webui.evidence.citing import Citations
+from qwen3vl_webui.evidence.coordinates import MOST_CHARACTERS, read_coordinates, read_json
+from qwen3vl_webui.evidence.fences import Fence, Lists
+from qwen3vl_webui.evidence.inline import Inline
+from qwen3vl_webui.evidence.links import JOINER, CodeBlock, Evidence, Source, Sources, ToolCall, plain, target
+from qwen3vl_webui.evidence.reading import HOLD, Doubt, Tape
 
 __all__ = ["Evidence", "Linker", "Source", "Sources", "evidence", "plain"]
 

@@ -27,7 +27,9 @@ from pathlib import Path
 
 from qwen3vl_webui.conversation import Attachment, Conversation, Turn, new_id
 from qwen3vl_webui.errors import Conflict, MediaError, NotFound, StorageError
-from qwen3vl_webui.files import (
+from qwen3vl_webui.media.upload import open_upload
+from qwen3vl_webui.media.values import Media
+from qwen3vl_webui.store.files import (
     Receiving,
     Room,
     Stored,
@@ -38,9 +40,7 @@ from qwen3vl_webui.files import (
     sync_folder,
     writable,
 )
-from qwen3vl_webui.media.upload import open_upload
-from qwen3vl_webui.media.values import Media
-from qwen3vl_webui.records import media_from, media_record, turn_from, turn_record
+from qwen3vl_webui.store.records import media_from, media_record, turn_from, turn_record
 
 SCHEMA_VERSION = 1
 LOCAL = "local"  # the owner of everything where one person uses the server

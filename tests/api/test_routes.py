@@ -13,7 +13,7 @@ import pytest
 from fastapi import FastAPI
 from openai import OpenAI
 
-from qwen3vl_webui.api import BODY_LIMIT, api_routes
+from qwen3vl_webui.api.routes import BODY_LIMIT, api_routes
 from qwen3vl_webui.engine.contract import FinishEvent, ModelInfo, PrefillEvent, SamplingParams, TokenEvent
 from qwen3vl_webui.engine.opening import OpeningEngine
 from qwen3vl_webui.errors import EngineError, UserError
@@ -21,8 +21,8 @@ from qwen3vl_webui.jobs import Jobs
 from qwen3vl_webui.media.values import FramePlan, Image
 from qwen3vl_webui.services import Services
 from qwen3vl_webui.settings import Settings
-from qwen3vl_webui.store import Store
-from qwen3vl_webui.web import protect
+from qwen3vl_webui.store.store import Store
+from qwen3vl_webui.web.protection import protect
 from tests import clips
 from tests.scripted_engine import Gate, ScriptedEngine
 from tests.served import in_new_loop, served, wait_until
@@ -568,7 +568,7 @@ def test_too_many_requests_of_one_visitor_are_429(tmp_path: Path) -> None:
 
 
 def test_a_silent_stream_is_kept_alive(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qwen3vl_webui.answering.KEEP_ALIVE_SECONDS", 0.05)
+    monkeypatch.setattr("qwen3vl_webui.api.answering.KEEP_ALIVE_SECONDS", 0.05)
     door.engine.gate = Gate(prefill=True)
     body = {"model": "scripted", "messages": [user("x")], "stream": True}
     with httpx.stream("POST", f"{door.address}/v1/chat/completions", json=body, timeout=30) as response:
@@ -625,7 +625,7 @@ def test_a_model_that_loads_or_failed_is_said(tmp_path: Path) -> None:
 
 
 def test_chunks_and_the_whole_answer_are_the_same() -> None:
-    from qwen3vl_webui.completions import chunks_of, fold
+    from qwen3vl_webui.api.completions import chunks_of, fold
 
     events = [
         PrefillEvent(0, 5),

@@ -12,7 +12,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from qwen3vl_webui.disconnect import while_connected
+from qwen3vl_webui.web.disconnect import while_connected
 
 CHUNK = 1 << 20
 

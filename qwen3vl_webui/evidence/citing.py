@@ -6,8 +6,8 @@ import math
 import re
 
 from qwen3vl_webui import times
-from qwen3vl_webui.coordinates import Coordinates
-from qwen3vl_webui.links import (
+from qwen3vl_webui.evidence.coordinates import Coordinates
+from qwen3vl_webui.evidence.links import (
     Box,
     CitedPage,
     CitedTime,

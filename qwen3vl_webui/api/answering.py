@@ -16,12 +16,12 @@ from anyio import CapacityLimiter, to_thread
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from qwen3vl_webui.completions import Attachments, Chunk, chunks_of, fold
-from qwen3vl_webui.disconnect import while_connected
+from qwen3vl_webui.api.completions import Attachments, Chunk, chunks_of, fold
 from qwen3vl_webui.engine.contract import Engine, Event, GenerationRequest
 from qwen3vl_webui.errors import EngineError, Overloaded, UserError
-from qwen3vl_webui.refusals import error_object
-from qwen3vl_webui.web import is_anonymous
+from qwen3vl_webui.web.disconnect import while_connected
+from qwen3vl_webui.web.protection import is_anonymous
+from qwen3vl_webui.web.refusals import error_object
 
 log = logging.getLogger(__name__)
 

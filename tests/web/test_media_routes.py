@@ -17,11 +17,11 @@ from fastapi import FastAPI
 from PIL import Image as Picture
 
 from qwen3vl_webui.jobs import Jobs
-from qwen3vl_webui.media_routes import media_routes
 from qwen3vl_webui.services import Services
 from qwen3vl_webui.settings import Settings
-from qwen3vl_webui.store import Store
-from qwen3vl_webui.web import protect
+from qwen3vl_webui.store.store import Store
+from qwen3vl_webui.web.media_routes import media_routes
+from qwen3vl_webui.web.protection import protect
 from tests import clips
 from tests.scripted_engine import ScriptedEngine
 from tests.served import in_new_loop, served, wait_until

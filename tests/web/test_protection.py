@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from qwen3vl_webui.settings import Settings
-from qwen3vl_webui.web import FAILED_LOGINS, owner_of, protect
+from qwen3vl_webui.web.protection import FAILED_LOGINS, owner_of, protect
 from tests.served import served
 
 
@@ -176,7 +176,7 @@ def test_after_a_minute_a_login_works_again(monkeypatch: pytest.MonkeyPatch) -> 
         client.get("/whoami", headers=basic("me", "x"))
     assert client.get("/whoami", headers=basic("me", "secret")).status_code == 429
     later = time.monotonic() + 61
-    monkeypatch.setattr("qwen3vl_webui.web.time.monotonic", lambda: later)
+    monkeypatch.setattr("qwen3vl_webui.web.protection.time.monotonic", lambda: later)
     assert client.get("/whoami", headers=basic("me", "secret")).status_code == 200
 
 

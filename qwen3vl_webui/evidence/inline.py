@@ -6,10 +6,10 @@ import re
 import unicodedata
 
 from qwen3vl_webui import times
-from qwen3vl_webui.citing import PAGE, Citations
-from qwen3vl_webui.coordinates import TAGGED, read_tagged
-from qwen3vl_webui.links import JOINER, Mark, target
-from qwen3vl_webui.reading import FORMULA, HOLD, Doubt, Tape, growing, paired
+from qwen3vl_webui.evidence.citing import PAGE, Citations
+from qwen3vl_webui.evidence.coordinates import TAGGED, read_tagged
+from qwen3vl_webui.evidence.links import JOINER, Mark, target
+from qwen3vl_webui.evidence.reading import FORMULA, HOLD, Doubt, Tape, growing, paired
 
 _URLS = ("http://", "https://", "ftp://", "www.")
 _BOX = 'data-bbox="'

@@ -17,18 +17,18 @@ from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 from starlette.responses import Response
 
-from qwen3vl_webui.byte_ranges import FileRange, is_known
 from qwen3vl_webui.errors import MediaError, NotFound
 from qwen3vl_webui.media.document import page_image
 from qwen3vl_webui.media.image import display_image
 from qwen3vl_webui.media.playback import how_to_play, thumbnail
 from qwen3vl_webui.media.values import Clip, Document, Image
-from qwen3vl_webui.pictures import Pictures
-from qwen3vl_webui.playable import PlayableCopies
-from qwen3vl_webui.refusals import RefusingRoute
 from qwen3vl_webui.services import Services
-from qwen3vl_webui.store import Receiving, Stored
-from qwen3vl_webui.web import is_anonymous, owner_of
+from qwen3vl_webui.store.store import Receiving, Stored
+from qwen3vl_webui.web.byte_ranges import FileRange, is_known
+from qwen3vl_webui.web.playable import PlayableCopies
+from qwen3vl_webui.web.protection import is_anonymous, owner_of
+from qwen3vl_webui.web.refusals import RefusingRoute
+from qwen3vl_webui.web.thumbnails import Pictures
 
 PIECE = 1 << 20  # bytes of an upload written at once
 DECODERS = 2  # pictures made at the same time

@@ -13,14 +13,14 @@ import torch
 from fastapi import FastAPI
 from openai import OpenAI
 
-from qwen3vl_webui.api import api_routes
+from qwen3vl_webui.api.routes import api_routes
 from qwen3vl_webui.engine.local import LocalEngine
 from qwen3vl_webui.jobs import Jobs
 from qwen3vl_webui.model.loading import load
 from qwen3vl_webui.services import Services
 from qwen3vl_webui.settings import Settings
-from qwen3vl_webui.store import Store
-from qwen3vl_webui.web import protect
+from qwen3vl_webui.store.store import Store
+from qwen3vl_webui.web.protection import protect
 from tests import clips
 from tests.served import served
 from tests.tiny import tiny_checkpoint

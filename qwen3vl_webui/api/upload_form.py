@@ -11,7 +11,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from qwen3vl_webui.errors import UserError
-from qwen3vl_webui.store import Receiving
+from qwen3vl_webui.store.store import Receiving
 
 FIELD_LIMIT = 10_000  # bytes of one plain field
 FIELDS = 20

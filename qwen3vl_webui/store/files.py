@@ -13,7 +13,7 @@ from pathlib import Path
 from qwen3vl_webui.conversation import Attachment
 from qwen3vl_webui.errors import MediaError, StorageError
 from qwen3vl_webui.media.values import Media
-from qwen3vl_webui.records import kind_of
+from qwen3vl_webui.store.records import kind_of
 
 NAME_LENGTH = 120
 

@@ -15,13 +15,13 @@ import pytest
 
 from qwen3vl_webui.conversation import Attachment, Conversation
 from qwen3vl_webui.errors import Conflict, MediaError, NotFound, StorageError
-from qwen3vl_webui.files import NAME_LENGTH, clean_name
 from qwen3vl_webui.media.values import Clip, Document, FramePlan, Image
-from qwen3vl_webui.records import part_from, part_record
-from qwen3vl_webui.store import Store
+from qwen3vl_webui.store.files import NAME_LENGTH, clean_name
+from qwen3vl_webui.store.records import part_from, part_record
+from qwen3vl_webui.store.store import Store
 from tests import clips
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -393,7 +393,7 @@ import resource, sys
 from pathlib import Path
 from qwen3vl_webui.conversation import Conversation
 from qwen3vl_webui.errors import StorageError
-from qwen3vl_webui.store import Store
+from qwen3vl_webui.store.store import Store
 
 folder = Path(sys.argv[1])
 store = Store(folder)
@@ -430,7 +430,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from qwen3vl_webui.conversation import Conversation
-from qwen3vl_webui.store import Store
+from qwen3vl_webui.store.store import Store
 
 store = Store(Path(sys.argv[1]))
 number = 0

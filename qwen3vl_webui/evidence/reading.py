@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from qwen3vl_webui import times
-from qwen3vl_webui.links import JOINER
+from qwen3vl_webui.evidence.links import JOINER
 
 HOLD = 48  # characters held back, at most, for a decision
 _CONTEXT = 64  # characters kept behind the one being read

@@ -11,7 +11,7 @@ from typing import Literal
 from qwen3vl_webui.errors import UserError
 from qwen3vl_webui.media.playback import how_to_play, make_playable
 from qwen3vl_webui.media.values import Clip
-from qwen3vl_webui.store import Store
+from qwen3vl_webui.store.store import Store
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from qwen3vl_webui.evidence import Evidence, Linker, Source, Sources, evidence, plain
-from qwen3vl_webui.links import JOINER, Box, CitedPage, CitedTime, CodeBlock, Point, ToolCall
+from qwen3vl_webui.evidence.linker import Evidence, Linker, Source, Sources, evidence, plain
+from qwen3vl_webui.evidence.links import JOINER, Box, CitedPage, CitedTime, CodeBlock, Point, ToolCall
 
 ALL = Sources(
     (

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen3vl_webui.coordinates import MOST_MARKS, Coordinates, read_coordinates, read_json
+from qwen3vl_webui.evidence.coordinates import MOST_MARKS, Coordinates, read_coordinates, read_json
 
 DOG = '{"bbox_2d": [122, 416, 367, 866], "label": "dog"}'
 THE_DOG = Coordinates("dog", box=(122, 416, 367, 866))

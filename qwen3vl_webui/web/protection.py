@@ -30,9 +30,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from qwen3vl_webui.refusals import refuse
 from qwen3vl_webui.settings import Settings
-from qwen3vl_webui.store import LOCAL
+from qwen3vl_webui.store.store import LOCAL
+from qwen3vl_webui.web.refusals import refuse
 
 OWNER_HEADER = "x-qwen3vl-owner"
 COOKIE = "qwen3vl_visitor"

@@ -13,20 +13,20 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from qwen3vl_webui.answering import Answer, AnswerStream, Places
-from qwen3vl_webui.api_schema import ChatRequest, read_chat_request
-from qwen3vl_webui.byte_ranges import FileRange
-from qwen3vl_webui.completions import FILE_ID, INLINE, Attachments, sampling_of
+from qwen3vl_webui.api.answering import Answer, AnswerStream, Places
+from qwen3vl_webui.api.completions import FILE_ID, INLINE, Attachments, sampling_of
+from qwen3vl_webui.api.schema import ChatRequest, read_chat_request
+from qwen3vl_webui.api.upload_form import receive_form
 from qwen3vl_webui.engine.contract import Engine, GenerationRequest, ModelInfo
 from qwen3vl_webui.engine.opening import OpeningEngine
 from qwen3vl_webui.errors import NotFound, NotReady, UserError
-from qwen3vl_webui.media_routes import type_of
 from qwen3vl_webui.prompt import Attached, Options, lay_out
-from qwen3vl_webui.refusals import RefusingRoute, refuse
 from qwen3vl_webui.services import Services
-from qwen3vl_webui.store import Stored
-from qwen3vl_webui.upload_form import receive_form
-from qwen3vl_webui.web import owner_of
+from qwen3vl_webui.store.store import Stored
+from qwen3vl_webui.web.byte_ranges import FileRange
+from qwen3vl_webui.web.media_routes import type_of
+from qwen3vl_webui.web.protection import owner_of
+from qwen3vl_webui.web.refusals import RefusingRoute, refuse
 
 BODY_LIMIT = 64 * 2**20  # bytes of a chat request; larger files go through /v1/files
 PURPOSES = ("user_data", "vision", "assistants")
