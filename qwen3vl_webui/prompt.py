@@ -235,7 +235,7 @@ def _fit(files: Sequence[_File], engine: Engine, options: Options, room: int) ->
             label_tokens=LABEL_TOKENS,
             frame_pixels=engine.model.frame_pixels,
             fps=options.fps,
-            most_moments=options.most_moments,
+            most_moments=options.most_moments or (None if options.fps else engine.model.most_moments),
         )
         fitted[file] = (plan,)
         room -= plan.tokens + LABEL_TOKENS * len(plan.patches)

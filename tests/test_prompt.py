@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from qwen3vl_webui.conversation import Attachment, Conversation
-from qwen3vl_webui.engine.contract import Message
+from qwen3vl_webui.engine.contract import Message, ModelInfo
 from qwen3vl_webui.errors import MediaError, TooLong, Unsupported
 from qwen3vl_webui.media.upload import open_upload
 from qwen3vl_webui.media.values import FramePlan, Image, Media, Part
@@ -86,6 +86,12 @@ def test_a_video_is_stamped_within_its_span(lookup: Callable[[Attachment], Media
     assert isinstance(plan, FramePlan)
     assert all(2.0 <= second < 5.0 for second in plan.seconds)
     assert prompt.shown[0].moments == plan.stamps
+
+
+def test_a_small_model_is_shown_no_more_moments_than_it_is_good_with(lookup: Callable[[Attachment], Media]) -> None:
+    engine = ScriptedEngine(model=ModelInfo("small", "small", most_moments=3))
+    assert len(build(ask("film"), engine, lookup).shown[0].moments) == 3
+    assert len(build(ask("film"), engine, lookup, Options(fps=1.0)).shown[0].moments) > 3  # by hand
 
 
 def test_an_empty_span_is_a_sentence(lookup: Callable[[Attachment], Media]) -> None:

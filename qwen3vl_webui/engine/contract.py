@@ -131,6 +131,7 @@ class ModelInfo:
     trained: bool = True  # False: random weights, it must not be presented as an answering model
     image_pixels: tuple[int, int] = (65_536, 16_777_216)  # least and most pixels of one picture
     frame_pixels: tuple[int, int] = (4_096, 786_432)  # least and most pixels of one video frame
+    most_moments: int | None = None  # temporal patches of one video it is good with; None: as many as fit
     sampling: SamplingParams = field(default_factory=SamplingParams)  # with pictures or video, as published
     sampling_text: SamplingParams = field(default_factory=SamplingParams)  # text only
 

@@ -367,6 +367,7 @@ def load_folder(
         trained=bool((raw.get("qwen3vl_webui") or {}).get("trained", True)),
         image_pixels=image_pixels,
         frame_pixels=frame_pixels,
+        most_moments=(raw.get("qwen3vl_webui") or {}).get("most_moments"),
         sampling=sampling,
         sampling_text=sampling_text,
     )
