@@ -46,7 +46,7 @@ function listen() {
     send();
   });
   box.addEventListener("paste", (event) => {
-    const files = [...(event.clipboardData?.files || [])];
+    const files = pastedFiles(event);
     if (files.length) { event.preventDefault(); addFiles(files); }
   });
   button.addEventListener("click", () => (isRunning() ? stop() : send()));
@@ -65,8 +65,7 @@ function listen() {
   });
   addEventListener("paste", (event) => {
     if (event.target.closest?.("input, textarea")) return;
-    const files = [...(event.clipboardData?.files || [])];
-    if (files.length) addFiles(files);
+    addFiles(pastedFiles(event));
   });
   addEventListener("keydown", (event) => {
     if (event.target !== box && event.target.closest?.("input, textarea")) return;
@@ -93,7 +92,15 @@ function choose(kind) {
   picker.click();
 }
 
+/** Files on the clipboard; none when they are only a picture of the text beside them, as office programs copy it. */
+function pastedFiles({ clipboardData }) {
+  const types = clipboardData?.types || [];
+  const isText = types.includes("text/plain") && (types.includes("text/html") || types.includes("text/rtf"));
+  return isText ? [] : [...(clipboardData?.files || [])];
+}
+
 function addFiles(files) {
+  if (!files.length) return;
   complain(null);
   for (const file of files) {
     const item = upload(file, (changed) => { updateChip(changed); if (changed.state === "done" || changed.state === "failed") settled(changed); });
@@ -125,6 +132,7 @@ async function addPath(event) {
     items.push({ name: stored.name, size: stored.size, state: "done", stored });
     pathBox.value = "";
     pathRow.hidden = true;
+    box.focus();
   } catch (error) { complain(error); }
   drawChips();
   drawPresets();
@@ -132,13 +140,21 @@ async function addPath(event) {
   count(0);
 }
 
+/** Asks an example's question about its file; to a message already begun it only adds the file. */
 async function example(chosen) {
-  box.value = chosen.question[language()];
+  if (isFetching || isRunning()) return; // a double click asks once
+  const isEmpty = !box.value.trim() && !items.length;
+  if (isEmpty) box.value = chosen.question[language()];
   grow();
+  isFetching = true;
   try {
     const response = await fetch(address(`ui/sample/${chosen.file}`));
-    addFiles([new File([await response.blob()], chosen.file)]);
+    if (!response.ok) throw new Error(response.statusText);
+    addFiles([new File([await response.blob()], chosen.file, { type: response.headers.get("Content-Type") || "" })]);
+    if (isEmpty) send();
   } catch { complain({ code: "upload_lost" }); }
+  isFetching = false;
+  draw();
 }
 
 function drawChips() {
@@ -230,6 +246,7 @@ function stop() {
 
 let sendsNext = false;
 let sendsUploaded = false;
+let isFetching = false; // an example's file
 
 function accepted(sent) {
   if (sendsNext) { sendsNext = false; setTimeout(send); }

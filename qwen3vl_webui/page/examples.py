@@ -8,19 +8,19 @@ from qwen3vl_webui.page.boot import ASSETS
 
 EXAMPLES: tuple[dict[str, Any], ...] = (
     {
-        "file": "clip.mp4",
+        "file": "sample.mp4",
         "kind": "video",
-        "question": {"en": "When does the colour change?", "zh": "颜色在什么时候变化？"},
+        "question": {"en": "When does the red circle appear?", "zh": "红色圆形什么时候出现？"},
     },
     {
-        "file": "document.pdf",
+        "file": "sample.pdf",
         "kind": "document",
-        "question": {"en": "Which page names the total?", "zh": "哪一页写着总额？"},
+        "question": {"en": "Which page says 7342?", "zh": "哪一页写着7342？"},
     },
     {
-        "file": "picture.png",
+        "file": "sample.png",
         "kind": "image",
-        "question": {"en": "Locate every object.", "zh": "定位图中的每个物体。"},
+        "question": {"en": "Where is the blue square?", "zh": "蓝色正方形在哪里？"},
     },
 )
 

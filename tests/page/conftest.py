@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -83,10 +84,14 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     pdf(files / "contract.pdf", [f"Agreement, page {page}" for page in range(1, 8)])
     png(files / "scene.png", 640, 480)
     (files / "broken.mp4").write_bytes(b"\0\0\0\x18ftypmp42 but nothing more")
-    data = tmp_path_factory.mktemp("data")
-    engine = ScriptedEngine()
-    store = Store(data)
-    services = Services(Settings(data_dir=data), engine, store, Jobs(engine, store))
+    with opened(tmp_path_factory.mktemp("data"), files) as house:
+        yield house
+
+
+@contextmanager
+def opened(data: Path, files: Path, **settings: Any) -> Iterator[House]:
+    engine, store = ScriptedEngine(), Store(data)
+    services = Services(Settings(data_dir=data, **settings), engine, store, Jobs(engine, store))
     with served(build(services)) as address:
         yield House(address, engine, services, files)
 
@@ -184,26 +189,30 @@ class Visit:
 
 @pytest.fixture
 def visit(house: House, chromium: Any) -> Iterator[Callable[..., Visit]]:
-    """`visit(**context options)` opens the page; at the end nothing may have gone wrong or out."""
+    """`visit(**context options)` opens the page of `house` (or of `at`), or with `beside` another tab of that visit's
+    browser; at the end nothing may have gone wrong or out."""
     house.reset()
     visits: list[Visit] = []
     contexts: list[Any] = []
 
-    def begin(**options: Any) -> Visit:
-        settings = {"viewport": {"width": 1440, "height": 900}, "locale": "en-US", **options}
-        context = chromium.new_context(**settings)
-        context.add_init_script(WATCH)
-        contexts.append(context)
+    def begin(*, at: House = house, beside: Visit | None = None, **options: Any) -> Visit:
+        if beside is None:
+            settings = {"viewport": {"width": 1440, "height": 900}, "locale": "en-US", **options}
+            context = chromium.new_context(**settings)
+            context.add_init_script(WATCH)
+            contexts.append(context)
+        else:
+            context = beside.page.context
         page = context.new_page()
         page.set_default_timeout(10_000)
-        here = Visit(page, house)
+        here = Visit(page, at)
         page.on("console", lambda message: here.complaints.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: here.complaints.append(str(error)))
         page.on(
             "request",
             lambda request: (
                 None
-                if request.url.startswith((house.address, "data:", "blob:", "about:"))
+                if request.url.startswith((at.address, "data:", "blob:", "about:"))
                 else here.outside.append(request.url)
             ),
         )

@@ -1,6 +1,12 @@
 """Writing a message: files, cost, refusals, keys."""
 
+import json
+
 import pytest
+
+from qwen3vl_webui.page import examples
+from qwen3vl_webui.page.boot import ASSETS
+from tests.page.conftest import opened
 
 pytestmark = pytest.mark.browser
 
@@ -128,3 +134,114 @@ def test_enter_during_an_upload_sends_when_it_is_there(visit, house):
     here.page.press("#qv-question", "Enter")
     here.settled()
     assert here.page.locator(".qv-question .qv-file").count() == 1
+
+
+PASTE = """([bytes, texts]) => {
+  const transfer = new DataTransfer();
+  if (bytes) transfer.items.add(new File([new Uint8Array(bytes)], 'image.png', {type: 'image/png'}));
+  for (const [type, text] of Object.entries(texts)) transfer.setData(type, text);
+  const paste = new ClipboardEvent('paste', {clipboardData: transfer, bubbles: true, cancelable: true});
+  return document.activeElement.dispatchEvent(paste);
+}"""
+
+
+def test_a_pasted_picture_becomes_a_file_and_pasted_text_stays_text(visit, house):
+    here = visit(permissions=["clipboard-read", "clipboard-write"])
+    picture = list((house.files / "scene.png").read_bytes())
+    here.page.focus("#qv-question")
+    assert here.page.evaluate(PASTE, [picture, {}]) is False  # taken: nothing of it lands in the text
+    here.page.wait_for_selector(".qv-composer .qv-chip:has-text('640 × 480')")
+    # A spreadsheet copies its cells as text and as a picture: the text is meant, and the browser inserts it.
+    assert here.page.evaluate(PASTE, [picture, {"text/plain": "1\t2", "text/html": "<td>1<td>2"}]) is True
+    here.page.evaluate("document.activeElement.blur()")
+    here.page.evaluate(PASTE, [picture, {}])  # anywhere on the page
+    here.page.wait_for_function("document.querySelectorAll('.qv-composer .qv-chip').length === 2")
+
+    long = "One of many lines.\n" * 2000
+    here.page.evaluate("text => navigator.clipboard.writeText(text)", long)
+    here.page.focus("#qv-question")
+    here.page.keyboard.press("Control+v")
+    assert here.page.input_value("#qv-question") == long
+    assert here.page.locator(".qv-composer .qv-chip").count() == 2
+    assert here.page.locator("#qv-question").bounding_box()["height"] <= 0.4 * 900 + 1
+    here.page.wait_for_function("!document.querySelector('.qv-chip-busy')")
+    here.page.keyboard.press("Enter")
+    here.settled()
+    assert house.engine.requests[0].messages[-1].parts[-1] == long
+
+
+@pytest.fixture
+def library(house, tmp_path):
+    """A house that opens the files of `house` by their path."""
+    with opened(tmp_path, house.files, media_dir=house.files) as library:
+        yield library
+
+
+def test_a_file_on_the_server_is_opened_by_its_path(visit, library):
+    here = visit(at=library)
+    here.page.click("[title='Open a file on the server']")
+    assert here.page.evaluate("document.activeElement === document.querySelector('.qv-path input')")
+    here.page.keyboard.type("../../etc/passwd")
+    here.page.keyboard.press("Enter")
+    here.page.wait_for_selector(".qv-trouble:has-text('There is no such file below')")
+    assert here.page.input_value(".qv-path input") == "../../etc/passwd"  # to be mended
+    here.complaints[:] = [each for each in here.complaints if "404" not in each]
+    here.page.fill(".qv-path input", "colours.mp4")
+    here.page.keyboard.press("Enter")
+    here.page.wait_for_selector(".qv-composer .qv-chip:has-text('0:30')")
+    assert here.page.locator(".qv-trouble").is_hidden()
+    assert here.page.locator(".qv-path").is_hidden()
+    assert here.page.evaluate("document.activeElement.id") == "qv-question"
+    library.engine.script = "At 0:12."
+    here.ask("When?")
+    here.settled()
+    here.page.click("a.qv-cite")
+    here.sees_second(12)
+
+
+def test_without_a_media_folder_there_is_no_field_for_paths(visit):
+    here = visit()
+    assert here.page.locator("[title='Open a file on the server']").count() == 0
+
+
+@pytest.mark.parametrize("kind", ["video", "document", "image"])
+def test_an_example_is_asked_about_its_file(visit, house, kind):
+    example = next(each for each in examples.EXAMPLES if each["kind"] == kind)
+    assert (ASSETS / "samples" / example["file"]).is_file()
+    here = visit()
+    here.page.dblclick(f".qv-example:has-text({json.dumps(example['question']['en'])})")
+    here.settled()
+    assert here.page.inner_text(".qv-bubble") == example["question"]["en"]
+    assert here.page.locator(".qv-question .qv-file").get_attribute("title") == example["file"]
+    assert len(house.engine.requests) == 1
+    assert len(house.engine.requests[0].messages[-1].parts) > 1
+
+
+def test_an_example_in_chinese_adds_to_what_was_begun(visit, house):
+    here = visit(locale="zh-CN")
+    here.page.fill("#qv-question", "我的问题")
+    here.page.click(".qv-example:has-text('蓝色正方形在哪里？')")
+    here.page.wait_for_selector(".qv-composer .qv-chip:has-text('640 × 480')")
+    assert here.page.input_value("#qv-question") == "我的问题"
+    assert house.engine.requests == []
+
+
+def test_an_enter_of_an_input_method_sends_nothing(visit, house):
+    here = visit()
+    here.page.focus("#qv-question")
+    keys = here.page.context.new_cdp_session(here.page)
+    processed = {"key": "Process", "code": "Enter", "windowsVirtualKeyCode": 229}
+    for letters in ("n", "ni", "ni h", "ni hao"):
+        keys.send("Input.dispatchKeyEvent", {"type": "rawKeyDown", **processed, "code": "KeyN"})
+        keys.send(
+            "Input.imeSetComposition", {"text": letters, "selectionStart": len(letters), "selectionEnd": len(letters)}
+        )
+    # Enter takes the candidate: some platforms name the key, some say Process, all say 229 or isComposing.
+    keys.send("Input.dispatchKeyEvent", {"type": "rawKeyDown", **processed, "key": "Enter"})
+    keys.send("Input.insertText", {"text": "你好"})
+    keys.send("Input.dispatchKeyEvent", {"type": "keyUp", "key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13})
+    assert here.page.input_value("#qv-question") == "你好"
+    assert here.page.locator(".qv-row").count() == 0
+    here.page.keyboard.press("Enter")
+    here.settled()
+    assert [request.messages[-1].parts for request in house.engine.requests] == [("你好",)]
