@@ -1,6 +1,6 @@
 // The line above the chat: which model answers, language, theme, settings; and the banner when that is not the real one.
 
-import { fill, h, icon, iconButton, language, number, remember, setLanguage, t } from "./dom.js";
+import { fill, h, icon, iconButton, language, number, remember, sentenceOf, setLanguage, t } from "./dom.js";
 import { ask, emit, on, serve, state } from "./session.js";
 
 let root, chip, title, banner, theme, tongue;
@@ -91,7 +91,7 @@ function drawBanner() {
     kind = "loading";
     const share = status.total > 0 ? Math.min(1, status.done / status.total) : 0;
     content = [h("span.qv-pulse"), h("span", {}, t("banner_loading"), " ", h("em", {}, stageOf(status))), status.total > 0 && h("span.qv-bar", {}, h("span", { style: { width: `${100 * share}%` } }))];
-  } else if (status?.state === "failed") { kind = "failed"; content = [icon("warn", 16), h("span", {}, language() === "zh" && t("banner_failed"), status.sentence)]; }
+  } else if (status?.state === "failed") { kind = "failed"; content = [icon("warn", 16), h("span", {}, sentenceOf({ message: status.sentence, code: "model_failed" }))]; }
   else if (model && !model.trained) { kind = "untrained"; content = [icon("warn", 16), h("span", {}, t("banner_untrained"), " ", h("code", {}, status.command))]; }
   else if (model?.demo) { kind = "demo"; content = [icon("chip", 16), h("span", {}, t("banner_demo"), " ", h("code", {}, status.command))]; }
   banner.hidden = !content || dismissed === kind;
@@ -103,7 +103,7 @@ function drawBanner() {
 function stageOf({ stage, done, total, sentence }) {
   if (stage === "downloading" && total > 0) return t("stage_downloading", { done: (done / 1e9).toFixed(1), total: (total / 1e9).toFixed(1) });
   if (stage === "loading" && total > 0) return t("stage_loading", { percent: Math.floor((100 * done) / total) });
-  return stage === "finding" ? t("stage_finding") : sentence;
+  return stage === "finding" ? t("stage_finding") : sentenceOf({ message: sentence });
 }
 
 function card() {

@@ -78,7 +78,7 @@ function listen() {
   on("thread", ({ other }) => { draw(); drawPresets(); if (other) count(0); });
   on("options", () => count());
   on("status", () => { draw(); count(); });
-  on("language", () => { draw(); drawChips(); drawPresets(); drawMeter(lastPrice); });
+  on("language", () => { draw(); drawChips(); drawPresets(); complain(...complaint); drawMeter(lastPrice); });
   on("choose", choose);
   on("example", example);
   on("new", () => { clear(); box.focus(); });
@@ -272,10 +272,13 @@ function clear() {
   count(0);
 }
 
+let complaint = []; // error and file name, to be said again in another language
+
 function complain(error, name) {
+  complaint = [error, name];
   const words = error ? sentenceOf(error.message ? error : { message: t(error.code || "lost_connection") }) : "";
   trouble.hidden = !words;
-  fill(trouble, words && [icon("warn", 16), h("span", {}, name && !words.includes(name) ? `${name.slice(0, 120)}: ${words}` : words),
+  fill(trouble, words && [icon("warn", 16), h("span", {}, name && !words.includes(name) ? `${name.slice(0, 120)}${language() === "zh" ? "：" : ": "}${words}` : words),
     h("button.qv-chip-x", { type: "button", title: t("close"), "aria-label": t("close"), onclick: () => complain(null) }, icon("close", 14))]);
 }
 

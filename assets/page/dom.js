@@ -1,5 +1,7 @@
 // Elements, icons and words. Nothing here, or anywhere in the page, writes HTML from text: text goes in as text.
 
+import { inChinese } from "./translate.js";
+
 const SVG = "http://www.w3.org/2000/svg";
 
 /** h("button.primary", {onclick, t: "send", title_t: "send"}, child, ...): an element; falsy children are left out. */
@@ -121,11 +123,12 @@ export function setLanguage(next) {
   }
 }
 
-/** A server's `{message, code}` in the person's language: in Chinese a headline stands before the sentence. */
+/** A server's `{message, code}` in the person's language. What has no Chinese (a library's own words) stays English,
+ *  behind a Chinese headline for its code. */
 export function sentenceOf(error) {
-  if (!error) return "";
-  const headline = error.code ? page.words[language()]["code_" + error.code] || "" : "";
-  return headline + (error.message || "");
+  const message = error?.message || "";
+  if (language() !== "zh") return message;
+  return inChinese(message) ?? (page.words.zh["code_" + error?.code] || "") + message;
 }
 
 // Storage that may be refused (private windows) ---------------------------------------------------------------------

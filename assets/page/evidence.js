@@ -6,6 +6,7 @@ import { open as openLink } from "./links.js";
 import { player } from "./player.js";
 import { pages } from "./pages.js";
 import { picture } from "./picture.js";
+import { sentenceAround } from "./excerpt.js";
 
 let root, tabs, stage, cited;
 let current = null; // id of the file shown
@@ -114,7 +115,7 @@ function collect() {
   cited.dataset.file = current || "";
   fill(cited, links.length > 0 && [h("h2", {}, t("cited")), h("ol", {}, links.map((link) =>
     h("li", {}, h("button.qv-citation", { type: "button", dataset: { href: link.href }, onclick: () => openLink(link.href) },
-      h("span.qv-stamp", {}, link.t !== undefined ? clock(link.t) + (link.e !== undefined ? `–${clock(link.e)}` : "") : link.page !== undefined ? `${t("page")} ${link.page}` : icon("box", 14)),
+      h("span.qv-stamp", {}, link.t !== undefined ? clock(link.t) + (link.e !== undefined ? `–${clock(link.e)}` : "") : link.page !== undefined ? t("page_number", { n: link.page }) : icon("box", 14)),
       h("span.qv-around", {}, link.t === undefined && link.page === undefined ? link.label || link.words : link.around)))))]);
   markShown();
 }
@@ -124,11 +125,11 @@ function around(anchor) {
   const row = anchor.closest("tr");
   if (row) return [...row.cells].map((cell) => cell.textContent.trim()).filter((words) => words && words !== anchor.textContent).join(" · ").slice(0, 160);
   const block = anchor.closest("li, p, h2, h3, h4, h5, h6") || anchor.parentElement;
-  const text = block.textContent.trim();
-  const at = text.indexOf(anchor.textContent);
-  const before = text.slice(0, at).split(/[。！？!?；\n]|(?<![\s(（][A-Za-z]{1,2})\.\s/).pop();
-  const after = text.slice(at).split(/(?<=[。！？!?；\n])|(?<=(?<![\s(（][A-Za-z]{1,2})\.)\s/)[0];
-  return (before + after).trim().replace(/^[\s:：,，\-–—•]+|[\s:：,，\-–—]+$/g, "").slice(0, 160);
+  const before = document.createRange();
+  before.setStart(block, 0);
+  before.setEndBefore(anchor);
+  const start = before.toString().length;
+  return sentenceAround(block.textContent, start, start + anchor.textContent.length).slice(0, 160);
 }
 
 function markShown() {

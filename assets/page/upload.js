@@ -1,5 +1,6 @@
 // Files on their way to the server: an XHR each, so that the percentage is true, two at a time.
 
+import { t } from "./dom.js";
 import { address } from "./session.js";
 
 const AT_ONCE = 2;
@@ -8,7 +9,7 @@ const queue = [];
 
 /** Starts (or queues) one upload; `changed` is called whenever `item` has news. `item.stored` is set at the end. */
 export function upload(file, changed) {
-  const item = { name: file.name || "pasted", size: file.size, sent: 0, state: "waiting", error: null, stored: null, local: localPicture(file) };
+  const item = { name: file.name || t("pasted"), size: file.size, sent: 0, state: "waiting", error: null, stored: null, local: localPicture(file) };
   item.cancel = () => {
     item.state = "cancelled";
     item.request?.abort();

@@ -257,7 +257,7 @@ def fetch_from_modelscope(model_id: str, progress: Report) -> Path:
         except Exception as error:  # the client has no one error for "cannot reach" and "not there"
             if "404" in str(error) or "not exist" in str(error).lower():
                 raise NotFound(f"ModelScope has no model {model_id}.") from error
-            raise EngineError(f"{unreachable(model_id, 'modelscope')} ({error})") from error
+            raise EngineError(f"{unreachable(model_id, 'modelscope')} ModelScope's client says: {error}") from error
 
 
 def check(folder: Path) -> dict[str, Any]:

@@ -62,7 +62,6 @@ WORDS: dict[str, tuple[str, str]] = {
     "stage_finding": ("Looking for its weights.", "正在查找权重。"),
     "stage_downloading": ("Downloading: {done} of {total} GB.", "下载中：{done} / {total} GB。"),
     "stage_loading": ("Loading the weights: {percent} %.", "正在载入权重：{percent} %。"),
-    "banner_failed": ("The model could not be opened.", "模型无法载入。"),
     "banner_lost": ("The server does not answer. Trying again…", "服务器没有响应，正在重试…"),
     "dismiss": ("Hide", "隐藏"),
     # empty page
@@ -91,6 +90,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "remove": ("Remove {name}", "移除 {name}"),
     "uploading": ("{percent} %", "{percent} %"),
     "checking": ("Checking…", "检查中…"),
+    "pasted": ("pasted", "粘贴的文件"),
     "upload_lost": (
         "The upload was interrupted. Check the connection and add the file again.",
         "上传中断。请检查网络后重新添加文件。",
@@ -158,6 +158,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "previous_page": ("Previous page", "上一页"),
     "next_page": ("Next page", "下一页"),
     "page": ("Page", "页"),
+    "page_number": ("Page {n}", "第 {n} 页"),
     "zoom_in": ("Larger", "放大"),
     "zoom_out": ("Smaller", "缩小"),
     "zoom_fit": ("Fit", "适应窗口"),
@@ -194,6 +195,8 @@ WORDS: dict[str, tuple[str, str]] = {
         "The server did not answer. Nothing you wrote is lost; try again.",
         "服务器没有响应。输入内容没有丢失，请重试。",
     ),
+    # what stands before a server's sentence that has no Chinese in assets/page/sentences.js
+    "code_model_failed": ("", "模型无法载入。"),
     "code_context_length_exceeded": ("", "内容超出上下文。"),
     "code_unreadable_media": ("", "文件无法读取。"),
     "code_model_not_ready": ("", "模型尚未就绪。"),
