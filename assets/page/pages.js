@@ -45,7 +45,7 @@ export function pages(file) {
   function mark() {
     view.marks(links.filter((link) => link.page === page));
     const cited = [...new Set(links.map((link) => link.page))];
-    fill(chips, cited.slice(0, 12).map((number) => h("button.qv-small", { type: "button", "aria-pressed": String(number === page), title: `${t("page")} ${number}`, onclick: () => show(number) }, String(number))));
+    fill(chips, cited.slice(0, 12).map((number) => h("button.qv-small", { type: "button", "aria-pressed": String(number === page), title: t("page_number", { n: number }), onclick: () => show(number) }, String(number))));
   }
 
   show(1);
