@@ -23,6 +23,7 @@ export function mount({ element, server }) {
     if (event.shiftKey && event.key.toLowerCase() === "o") { event.preventDefault(); fresh(); }
   });
   on("thread", load);
+  on("elsewhere", load);
   on("language", draw);
   let was = null;
   on("live", () => { if (state.live?.state !== was) { was = state.live?.state; draw(); } });
@@ -57,24 +58,42 @@ function groupOf(seconds) {
 }
 
 let drawn = "";
+const entries = new Map(); // conversation id -> {row, key}
 
-/** Made anew only when something changed: an entry must not vanish under a pressed pointer. */
-function draw(force = false) {
+/** What did not change stays the same element: an entry must not vanish under a pressed pointer or a name being typed. */
+function draw() {
   const writing = state.live?.state === "partial" ? state.live.conversation : "";
   const key = JSON.stringify([listed, state.thread.conversation, writing, language(), search.value]);
-  if (force !== true && key === drawn) return;
+  if (key === drawn) return;
   drawn = key;
-  if (!listed.length) {
-    fill(list, h("p.qv-none", {}, search.value ? t("no_match", { query: search.value }) : t("no_history")));
-    return;
-  }
+  const focused = list.contains(document.activeElement) && document.activeElement;
+  const place = focused && { id: focused.closest(".qv-entry")?.dataset.id, isMenu: focused.matches(".qv-ib") };
   let group = "";
-  fill(list, listed.map((each) => {
+  const ordered = listed.flatMap((each) => {
     const own = groupOf(each.updated);
     const head = own !== group && h("h2", {}, t(own));
     group = own;
-    return [head, entry(each)];
-  }));
+    return [head, rowOf(each, writing)].filter(Boolean);
+  });
+  if (!listed.length) ordered.push(h("p.qv-none", {}, search.value ? t("no_match", { query: search.value }) : t("no_history")));
+  for (const old of [...list.children]) if (!ordered.includes(old)) old.remove();
+  ordered.forEach((row, index) => { if (list.children[index] !== row) list.insertBefore(row, list.children[index] || null); });
+  if (place && !list.contains(document.activeElement)) focusEntry(place.id, place.isMenu);
+}
+
+function rowOf(each, writing) {
+  const key = JSON.stringify([each.title, each.id === state.thread.conversation, each.id === writing, language()]);
+  const known = entries.get(each.id);
+  if (known && (known.key === key || known.row.querySelector("input, .qv-danger"))) return known.row;
+  const row = entry(each);
+  entries.set(each.id, { row, key });
+  return row;
+}
+
+/** The keyboard goes on where it was before the list was made anew. */
+function focusEntry(id, isMenu = false) {
+  const row = [...list.querySelectorAll(".qv-entry")].find((each) => each.dataset.id === id) || list.querySelector(".qv-entry");
+  row?.querySelector(isMenu ? ".qv-ib" : ".qv-entry-title")?.focus({ preventScroll: true });
 }
 
 function entry(each) {
@@ -83,13 +102,19 @@ function entry(each) {
   const row = h("div.qv-entry", { dataset: { id: each.id } },
     h("button.qv-entry-title", { type: "button", title: each.title, "aria-current": isCurrent ? "true" : undefined, onclick: () => { command({ do: "open", conversation: each.id }); emit("side", false); } },
       writes && h("span.qv-pulse"), each.title || t("untitled")),
-    iconButton("more", "more", (event) => menu(event.currentTarget, row, each)));
+    iconButton("more", "more", (event) => menu(event.currentTarget, row, each), { "aria-haspopup": "menu" }));
   return row;
+}
+
+/** The next drawing makes this entry anew: its name is typed, or its question answered. */
+function renew(each) {
+  entries.delete(each.id);
+  drawn = "";
 }
 
 function menu(anchor, row, each) {
   closeMenu();
-  const item = (name, word, call) => h("button", { type: "button", role: "menuitem", onclick: () => { closeMenu(); call(); } }, icon(name, 16), t(word));
+  const item = (name, word, call) => h("button", { type: "button", role: "menuitem", onclick: () => { closeMenu(); anchor.focus(); call(); } }, icon(name, 16), t(word));
   const sheet = h("div.qv-menu", { role: "menu" },
     item("edit", "rename", () => rename(row, each)),
     item("download", "export_md", () => exported(each, "md")),
@@ -103,9 +128,11 @@ function menu(anchor, row, each) {
   sheet.addEventListener("keydown", (event) => {
     const items = [...sheet.children];
     const at = items.indexOf(document.activeElement);
-    if (event.key === "Escape") { event.preventDefault(); closeMenu(); anchor.focus(); }
-    if (event.key === "ArrowDown") { event.preventDefault(); items[(at + 1) % items.length].focus(); }
-    if (event.key === "ArrowUp") { event.preventDefault(); items[(at - 1 + items.length) % items.length].focus(); }
+    if (event.key === "Tab") { closeMenu(); anchor.focus(); return; } // and from there on, as Tab does
+    const next = { ArrowDown: at + 1, ArrowUp: at - 1 + items.length, Home: 0, End: items.length - 1 }[event.key];
+    if (next !== undefined) items[next % items.length].focus();
+    if (event.key === "Escape") { closeMenu(); anchor.focus(); }
+    if (next !== undefined || event.key === "Escape") event.preventDefault();
   });
   setTimeout(() => addEventListener("pointerdown", outside), 0);
   function outside(event) {
@@ -127,7 +154,7 @@ function rename(row, each) {
     if (save && title && title !== each.title) {
       try { await ask("rename", { conversation: each.id, title }); } catch { /* the list shows the old name again */ }
     }
-    drawn = "";
+    renew(each);
     load();
   };
   box.addEventListener("keydown", (event) => {
@@ -145,10 +172,10 @@ function confirmDelete(row, each) {
   const yes = h("button.qv-small.qv-danger", { type: "button", t: "delete", onclick: async () => {
     try { await ask("delete", { conversation: each.id }); } catch { /* still listed: it can be tried again */ }
     if (each.id === state.thread.conversation) command({ do: "open", conversation: null });
-    drawn = "";
+    renew(each);
     load();
   } });
-  fill(row, h("span.qv-entry-sure", { t: "delete_sure" }), yes, h("button.qv-small", { type: "button", t: "keep", onclick: () => draw(true) }));
+  fill(row, h("span.qv-entry-sure", { t: "delete_sure" }), yes, h("button.qv-small", { type: "button", t: "keep", onclick: () => { renew(each); draw(); } }));
   yes.focus();
 }
 

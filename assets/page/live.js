@@ -6,10 +6,12 @@ import { recall, remember } from "./dom.js";
 const SILENCE = 15_000; // the server speaks at least every 5 s while an answer runs
 
 let heard = 0;
+const tabs = new BroadcastChannel("qv.conversation"); // other tabs of this browser
 
 export function mount({ watch }) {
   watch(receive);
   setInterval(listen, 3_000);
+  tabs.onmessage = ({ data }) => { if (data === state.thread.conversation) reopen(); else emit("elsewhere"); };
   const last = recall("qv.conversation");
   command({ do: "open", conversation: last });
 }
@@ -21,17 +23,25 @@ function receive(live) {
   if (isMine) {
     const sent = state.sent;
     state.sent = null;
-    if (live.error) emit("refused", { sent, error: live.error });
-    else {
+    if (live.error) {
+      emit("refused", { sent, error: live.error });
+      if (live.error.code === "conflict") reopen(sent.conversation); // what was said elsewhere appears
+    } else {
       const shown = state.thread.conversation;
       remember("qv.conversation", shown ? JSON.stringify(shown) : null);
       emit("accepted", sent);
+      if (sent.do !== "open") tabs.postMessage(shown);
     }
     emit("sent");
   }
   if (live.error) return;
   state.live = live;
   emit("live");
+}
+
+/** The conversation as the server has it now; joins an answer that is being written. */
+function reopen(conversation = state.thread.conversation) {
+  if (conversation && !state.sent) command({ do: "open", conversation });
 }
 
 const PATIENCE = 20_000; // a command that got no answer: planning a very long video may take that long
@@ -54,8 +64,8 @@ function listen() {
   giveUp();
   const live = state.live;
   const runs = live?.state === "partial" && live.conversation === state.thread.conversation;
-  if (runs && !state.sent && performance.now() - heard > SILENCE) {
+  if (runs && performance.now() - heard > SILENCE) {
     heard = performance.now();
-    command({ do: "open", conversation: live.conversation });
+    reopen();
   }
 }

@@ -1,7 +1,7 @@
 // Markdown to elements. Every node is made with createElement and textContent: raw HTML of the model is shown as the
 // text it is, pictures are never loaded, links lead to known evidence or, opened by hand, to http(s).
 //
-// A growing answer is cheap: blocks whose source did not change keep their elements, only the last one is made anew.
+// A growing answer is cheap: blocks whose source did not change keep their elements, the last one becomes what it has grown to.
 
 import { h, icon, t } from "./dom.js";
 import { readLink } from "./session.js";
@@ -249,6 +249,29 @@ function emphasis(rest, before, live) {
   return { node, length: end < 0 ? rest.length : end + mark.length };
 }
 
+/** Makes `old` look like `next`, and returns what stands in its place. What did not change stays the same node: a link
+ *  keeps the focus and a selection its words while the paragraph around them grows. */
+function become(old, next) {
+  const isKnown = old.nodeName === next.nodeName && !next.matches?.(".qv-code, .qv-formula"); // those have lives of their own
+  if (!isKnown || (old.attributes && !old.cloneNode(false).isEqualNode(next.cloneNode(false)))) {
+    old.replaceWith(next);
+    return next;
+  }
+  if (old.nodeType === Node.TEXT_NODE) {
+    if (next.data.startsWith(old.data)) old.appendData(next.data.slice(old.data.length));
+    else old.data = next.data;
+    return old;
+  }
+  const wanted = [...next.childNodes];
+  wanted.forEach((child, index) => {
+    const known = old.childNodes[index];
+    if (!known) old.append(child);
+    else if (!known.isEqualNode(child)) become(known, child);
+  });
+  while (old.childNodes.length > wanted.length) old.lastChild.remove();
+  return old;
+}
+
 /** Shows `text` in `element`; elements of unchanged blocks stay. */
 export function show(element, text, live = false) {
   const before = element.qvBlocks || [];
@@ -260,7 +283,7 @@ export function show(element, text, live = false) {
     if (old && block.kind === "code" && old.kind === "code" && old.node.qvGrow?.(block, isLive)) block.node = old.node;
     else {
       block.node = make(block, isLive);
-      if (old) old.node.replaceWith(block.node);
+      if (old) block.node = become(old.node, block.node);
       else element.append(block.node);
     }
     block.isLive = isLive;

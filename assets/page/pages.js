@@ -15,11 +15,13 @@ export function pages(file) {
   let page = 0;
   let links = [];
 
-  box.addEventListener("change", () => show(Number(box.value) || page));
+  box.addEventListener("change", () => { const wanted = parseInt(box.value, 10); show(Number.isNaN(wanted) ? page : wanted); });
   element.addEventListener("keydown", (event) => {
     if (event.target === box) return;
-    if (event.key === "ArrowLeft" || event.key === "PageUp") { event.preventDefault(); show(page - 1); }
-    if (event.key === "ArrowRight" || event.key === "PageDown") { event.preventDefault(); show(page + 1); }
+    const step = { PageUp: -1, PageDown: 1, ...(view.isEnlarged() ? {} : { ArrowLeft: -1, ArrowRight: 1 }) }[event.key];
+    if (!step || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    show(page + step);
   });
 
   const path = (number) => `page/${file.id}/${number}.webp?width=1200`;

@@ -7,7 +7,7 @@ const HUES = [252, 158, 24, 330, 198, 92, 290, 48]; // one per label, far apart
 
 /** {element, set(source, width, height), marks(links), open(link)}: an image with an overlay, zoom and pan. */
 export function overlay() {
-  const image = h("img", { alt: "", decoding: "async", draggable: false });
+  const image = h("img", { alt: "", decoding: "async", ondragstart: (event) => event.preventDefault() });
   const shapes = svg("svg", { viewBox: "0 0 1000 1000", preserveAspectRatio: "none", class: "qv-shapes" });
   const labels = h("div.qv-labels");
   const sheet = h("div.qv-sheet", {}, image, shapes, labels);
@@ -20,25 +20,27 @@ export function overlay() {
   let single = null; // href of the one mark shown
   let hidden = new Set();
 
-  function zoomTo(next, x = 0.5, y = 0.5) {
+  /** What is `x`, `y` pixels from the window's corner stays there; the window itself may grow with the sheet. */
+  function zoomTo(next, x = window_.clientWidth / 2, y = window_.clientHeight / 2) {
     const before = zoom;
     zoom = Math.max(1, Math.min(next, 8));
-    const left = (window_.scrollLeft + x * window_.clientWidth) / before;
-    const top = (window_.scrollTop + y * window_.clientHeight) / before;
+    const left = (window_.scrollLeft + x) / before;
+    const top = (window_.scrollTop + y) / before;
     sheet.style.width = `${100 * zoom}%`;
-    window_.scrollTo(left * zoom - x * window_.clientWidth, top * zoom - y * window_.clientHeight);
+    window_.classList.toggle("qv-enlarged", zoom > 1);
+    window_.scrollTo(left * zoom - x, top * zoom - y);
   }
   const zoomBy = (factor) => zoomTo(zoom * factor);
+  const zoomAt = (event, next) => {
+    const place = window_.getBoundingClientRect();
+    zoomTo(next, event.clientX - place.left, event.clientY - place.top);
+  };
   window_.addEventListener("wheel", (event) => {
     if (!event.ctrlKey && !event.metaKey) return;
     event.preventDefault();
-    const place = window_.getBoundingClientRect();
-    zoomTo(zoom * Math.exp(-event.deltaY / 300), (event.clientX - place.left) / place.width, (event.clientY - place.top) / place.height);
+    zoomAt(event, zoom * Math.exp(-event.deltaY / 300));
   }, { passive: false });
-  window_.addEventListener("dblclick", (event) => {
-    const place = window_.getBoundingClientRect();
-    zoomTo(zoom > 1 ? 1 : 2.4, (event.clientX - place.left) / place.width, (event.clientY - place.top) / place.height);
-  });
+  window_.addEventListener("dblclick", (event) => zoomAt(event, zoom > 1 ? 1 : 2.4));
   window_.addEventListener("keydown", (event) => {
     if (event.key === "+" || event.key === "=") zoomBy(1.4);
     if (event.key === "-") zoomBy(1 / 1.4);
@@ -99,6 +101,7 @@ export function overlay() {
       if (share < 0.08) zoomTo(3);
       requestAnimationFrame(() => window_.scrollTo(((area[0] + area[2]) / 2000) * sheet.clientWidth - window_.clientWidth / 2, ((area[1] + area[3]) / 2000) * sheet.clientHeight - window_.clientHeight / 2));
     },
+    isEnlarged: () => zoom > 1,
     reset() { single = null; hidden = new Set(); zoomTo(1); },
   };
 }

@@ -30,8 +30,8 @@ export function player(file) {
   video.addEventListener("loadedmetadata", apply);
   video.addEventListener("timeupdate", follow);
   video.addEventListener("seeking", follow);
-  video.addEventListener("loadeddata", () => { still.hidden = true; });
-  video.addEventListener("error", () => { if (video.src) { playable = false; say(t("no_play")); showStill(target ?? file.start); } });
+  for (const name of ["loadeddata", "seeked"]) video.addEventListener(name, () => { if (playable && target === null && !video.seeking) still.hidden = true; });
+  video.addEventListener("error", () => { if (video.src) { playable = false; say(t("no_play")); showStill(target ?? Math.max(file.start, video.currentTime)); } });
   drawStrip(file.moments || []);
   load();
 
@@ -80,7 +80,7 @@ export function player(file) {
     const [x1, y1, x2, y2] = marked.box || [...marked.point, ...marked.point];
     const [left, top] = place(Math.min(x1, x2), Math.min(y1, y2));
     const [right, bottom] = place(Math.max(x1, x2), Math.max(y1, y2));
-    fill(overlay, h(marked.box ? "i.qv-video-box" : "i.qv-point", { style: { left: `${left}px`, top: `${top}px`, ...(marked.box ? { width: `${right - left}px`, height: `${bottom - top}px` } : {}) } }, marked.label && h("b", {}, marked.label)));
+    fill(overlay, h(marked.box ? "i.qv-video-box" : "i.qv-point", { style: { left: `${left}px`, top: `${top}px`, ...(marked.box ? { width: `${right - left}px`, height: `${bottom - top}px` } : {}) } }, marked.label && h(top < 24 ? "b.qv-label-in" : "b", {}, marked.label)));
   }
   new ResizeObserver(() => drawMark(marked)).observe(screen);
 

@@ -19,7 +19,7 @@ import gradio as gr
 from anyio import to_thread
 
 from qwen3vl_webui.conversation import Attachment, Conversation, Turn
-from qwen3vl_webui.errors import EngineError, NotFound, Unsupported, UserError
+from qwen3vl_webui.errors import Conflict, EngineError, NotFound, Unsupported, UserError
 from qwen3vl_webui.jobs import Job
 from qwen3vl_webui.page.linking import Linking, linked, sources_of
 from qwen3vl_webui.page.options import clean, read_options
@@ -107,7 +107,8 @@ class Desk:
 
     def begin(self, owner: str, asked: Asked) -> tuple[Conversation, Job]:
         """Plans the question, commits it with an empty answer and starts the answer."""
-        self.stop(owner, asked.text("conversation"))  # before it is loaded: its last words change the version
+        if self.running(owner, asked.text("conversation")) is not None:  # begun in another tab
+            raise Conflict("An answer is still being written in this conversation. Stop it first, or wait.")
         if asked.text("do") == "retry":
             conversation = self.conversation(owner, asked.text("conversation"))
             try:

@@ -1,5 +1,7 @@
 """Languages, themes, phone, history, hostile text."""
 
+import json
+
 import pytest
 
 from qwen3vl_webui.conversation import Conversation
@@ -115,6 +117,13 @@ def test_history_search_rename_export_delete(visit, house):
         here.page.click(".qv-menu >> text=Export as Markdown")
     assert download.value.suggested_filename == "Tall-animals.md"
     assert "About giraffes" in download.value.path().read_text()
+    entry.hover()
+    entry.locator("[title='More']").click()
+    with here.page.expect_download() as download:
+        here.page.click(".qv-menu >> text=Export as JSON")
+    assert download.value.suggested_filename == "Tall-animals.json"
+    exported = json.loads(download.value.path().read_text())
+    assert [turn["text"] for turn in exported["turns"]] == ["About giraffes", "Hello from the script."]
 
     entry.hover()
     entry.locator("[title='More']").click()
@@ -122,6 +131,63 @@ def test_history_search_rename_export_delete(visit, house):
     here.page.click(".qv-entry .qv-danger")
     here.page.wait_for_selector(".qv-welcome")
     here.page.wait_for_function("document.querySelectorAll('.qv-entry').length === 1")
+
+
+def test_the_menu_of_a_conversation_works_by_keyboard(visit, house):
+    here = visit()
+    here.ask("About giraffes")
+    here.settled()
+    keys = here.page.keyboard
+
+    def focused():
+        return here.page.evaluate(
+            "document.activeElement.getAttribute('aria-label') || document.activeElement.textContent"
+        )
+
+    here.page.focus(".qv-entry-title")
+    keys.press("Tab")
+    assert focused() == "More"
+    keys.press("Enter")
+    assert focused() == "Rename"
+    keys.press("ArrowUp")
+    assert focused() == "Delete"
+    keys.press("Escape")
+    assert focused() == "More"
+    assert here.page.locator(".qv-menu").count() == 0
+    keys.press("Enter")
+    keys.press("ArrowDown")
+    assert focused() == "Export as Markdown"
+    with here.page.expect_download() as download:
+        keys.press("Enter")
+    assert download.value.suggested_filename == "About-giraffes.md"
+    assert focused() == "More"
+    keys.press("Enter")
+    keys.press("Enter")
+    keys.type("Tall animals")
+    keys.press("Enter")
+    here.page.wait_for_selector(".qv-entry-title:text-is('Tall animals')")
+    assert focused() == "Tall animals"
+    keys.press("Tab")
+    keys.press("Enter")
+    keys.press("End")
+    keys.press("Enter")
+    assert focused() == "Delete"  # asks first
+    keys.press("Tab")
+    keys.press("Enter")
+    here.page.wait_for_selector(".qv-entry-title:text-is('Tall animals')")
+
+
+def test_nothing_moves_for_who_wants_no_motion(visit, house):
+    house.engine.script = "It turns at 0:09."
+    here = visit(reduced_motion="reduce", viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
+    here.ask("When?", "colours.mp4")
+    here.settled()
+    here.page.tap("a.qv-cite")
+    sheet = here.page.locator("#qv-evidence").bounding_box()
+    assert sheet["y"] + sheet["height"] == pytest.approx(844, abs=1)  # it is up at once
+    moving = "document.getAnimations().map((each) => each.animationName || each.transitionProperty)"
+    assert here.page.evaluate(moving) == []
+    here.sees_second(9)
 
 
 def test_formulas_tables_lists_and_code(visit, house):

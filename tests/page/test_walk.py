@@ -1,10 +1,13 @@
 """The main walk in a real browser: upload, ask, open the evidence, stop, edit, retry, reload."""
 
 import json
+import threading
 
 import pytest
 
 from qwen3vl_webui.errors import EngineError
+from qwen3vl_webui.web import playable
+from tests.clips import colour_at
 from tests.scripted_engine import Gate
 
 pytestmark = pytest.mark.browser
@@ -55,6 +58,55 @@ def test_a_slow_press_on_a_growing_paragraph_opens_the_link(visit, house):
     here.settled()
 
 
+def test_a_tap_on_a_growing_paragraph_opens_the_link(visit, house):
+    house.engine.script = [ANSWER, *(f"word{n} " for n in range(400))]
+    house.engine.pace = 0.02
+    here = visit(viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
+    here.ask("When?", "colours.mp4")
+    link = here.page.wait_for_selector("a.qv-cite:has-text('第12秒')")
+    link.wait_for_element_state("stable")
+    place = link.bounding_box()
+    finger = [{"x": place["x"] + place["width"] / 2, "y": place["y"] + place["height"] / 2}]
+    words = len(here.answer())
+    touch = here.page.context.new_cdp_session(here.page)
+    touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": finger})
+    here.page.wait_for_function(
+        "words => document.querySelector('.qv-answer .qv-text').innerText.length > words + 20", arg=words
+    )
+    touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    here.sees_second(12)
+    assert here.page.locator(".qv-writing").count() == 1
+    here.page.wait_for_selector(".qv-evidence-up")
+
+
+def test_focus_and_selection_stay_while_the_paragraph_grows(visit, house):
+    house.engine.script = [ANSWER, "More. ", "[not yet", "](http://a.example/) **bo", "ld** then 0:21 comes."]
+    house.engine.gate = Gate(after=1)
+    here = visit()
+    here.ask("When?", "colours.mp4")
+    here.page.locator("a.qv-cite:has-text('第12秒')").focus()
+    here.page.evaluate("getSelection().selectAllChildren(document.querySelector(\"a.qv-cite[href*='t=7']\"))")
+    house.engine.gate.release()
+    here.page.wait_for_selector("a.qv-cite:has-text('0:21')")
+    here.settled()
+    assert here.page.evaluate("document.activeElement.textContent") == "第12秒"
+    assert here.page.evaluate("getSelection().toString()") == "0:07"
+    assert here.answer() == "It begins at 0:07 and turns at 第12秒. More. not yet bold then 0:21 comes."
+    here.page.keyboard.press("Enter")
+    here.sees_second(12)
+
+
+def test_the_screen_reader_hears_the_answer_once_it_is_whole(visit, house):
+    house.engine.gate = Gate(after=1)
+    here = visit()
+    here.ask("Say it.")
+    here.page.wait_for_selector(".qv-writing .qv-text:not(:empty)")
+    assert here.page.get_attribute(".qv-rows", "aria-live") == "off"
+    house.engine.gate.release()
+    here.settled()
+    assert here.page.get_attribute(".qv-rows", "aria-live") == "polite"
+
+
 def test_the_keyboard_opens_a_link(visit, house):
     house.engine.script = ANSWER
     here = visit()
@@ -89,6 +141,90 @@ def test_pages_and_boxes_open_in_their_files(visit, house):
     assert drawn["width"] == pytest.approx(0.3 * picture["width"], abs=6)
     here.page.click("text=Show all")
     assert here.page.locator("rect.qv-box-shape").count() == 2
+
+
+def test_pages_turn_by_arrow_and_by_number(visit, house):
+    here = visit()
+    here.ask("Sum it up.", "contract.pdf")
+    here.settled()
+    here.page.wait_for_selector(".qv-document[data-page='1']")
+    assert here.page.locator(".qv-pager [title='Previous page']").is_disabled()
+    here.page.focus(".qv-document .qv-window")
+    for key, page in (("ArrowRight", 2), ("PageDown", 3), ("ArrowLeft", 2), ("PageUp", 1), ("PageUp", 1)):
+        here.page.keyboard.press(key)
+        here.page.wait_for_selector(f".qv-document[data-page='{page}']")
+    for typed, page in (("6", 6), ("99", 7), ("0", 1), ("4", 4), ("four", 4)):
+        here.page.fill(".qv-page-box", typed)
+        here.page.press(".qv-page-box", "Enter")
+        here.page.wait_for_selector(f".qv-document[data-page='{page}']")
+        assert here.page.input_value(".qv-page-box") == str(page)
+    here.page.wait_for_function(
+        "() => { const i = document.querySelector('.qv-document img');"
+        " return i.src.includes('/4.webp') && i.complete && i.naturalWidth > 400; }"
+    )
+    here.page.focus(".qv-document .qv-window")
+    here.page.keyboard.press("+")
+    here.page.keyboard.press("ArrowRight")  # moves over the enlarged page
+    here.page.wait_for_function("document.querySelector('.qv-window').scrollLeft > 0")
+    assert here.page.get_attribute(".qv-document", "data-page") == "4"
+
+
+def test_a_picture_is_enlarged_and_dragged(visit, house):
+    here = visit()
+    here.ask("Look.", "scene.png")
+    here.settled()
+    here.page.wait_for_function("document.querySelector('.qv-sheet img')?.naturalWidth === 640")
+    window = here.page.wait_for_selector(".qv-window")
+    window.wait_for_element_state("stable")  # the pane has slid in
+    place = window.bounding_box()
+    x, y = place["x"] + 0.75 * place["width"], place["y"] + 0.25 * place["height"]
+    at_pointer = """([x, y]) => {
+      const sheet = document.querySelector('.qv-sheet').getBoundingClientRect();
+      return [(x - sheet.x) / sheet.width, (y - sheet.y) / sheet.height, sheet.width];
+    }"""
+    before = here.page.evaluate(at_pointer, [x, y])
+    here.page.mouse.dblclick(x, y)
+    after = here.page.evaluate(at_pointer, [x, y])
+    assert after[2] == pytest.approx(2.4 * before[2], rel=0.02)
+    assert after[:2] == pytest.approx(before[:2], abs=0.01)  # what was under the pointer stays there
+
+    here.page.mouse.move(x, y)
+    here.page.mouse.down()
+    here.page.mouse.move(x + 60, y + 40, steps=3)
+    here.page.mouse.up()
+    dragged = here.page.evaluate(at_pointer, [x + 60, y + 40])
+    assert dragged[:2] == pytest.approx(after[:2], abs=0.01)  # it went with the pointer
+    here.page.mouse.move(x, y)
+    assert here.page.evaluate(at_pointer, [x + 60, y + 40])[:2] == pytest.approx(dragged[:2], abs=0.001)
+
+    here.page.keyboard.down("Control")
+    here.page.mouse.wheel(0, -100)
+    here.page.keyboard.up("Control")
+    here.page.wait_for_function("width => document.querySelector('.qv-sheet').clientWidth > width + 5", arg=after[2])
+    here.page.hover(".qv-window")
+    here.page.click(".qv-zoom [title='Fit']")
+    assert here.page.evaluate(at_pointer, [x, y]) == pytest.approx(before, abs=0.01)
+
+
+def test_a_box_of_a_moment_is_drawn_on_the_player(visit, house):
+    house.engine.script = '```json\n[{"time": 12.0, "bbox_2d": [250, 500, 750, 900], "label": "dog"}]\n```\n'
+    here = visit()
+    here.ask("Where is the dog?", "colours.mp4")
+    here.settled()
+    here.page.click("a.qv-cite")
+    here.sees_second(12)
+    box = here.page.locator(".qv-video-box")
+    assert box.inner_text() == "dog"
+    screen, drawn = here.page.locator(".qv-screen").bounding_box(), box.bounding_box()
+    assert drawn["x"] == pytest.approx(screen["x"] + 0.25 * screen["width"], abs=4)
+    assert drawn["y"] == pytest.approx(screen["y"] + 0.5 * screen["height"], abs=4)
+    assert drawn["width"] == pytest.approx(0.5 * screen["width"], abs=6)
+    assert drawn["height"] == pytest.approx(0.4 * screen["height"], abs=6)
+    here.page.evaluate("document.querySelector('#qv-video').play()")
+    box.wait_for(state="detached")  # it was there only at that moment
+    here.page.evaluate("document.querySelector('#qv-video').pause()")
+    here.page.click(".qv-citation")
+    box.wait_for()
 
 
 def test_stop_in_prefill_and_in_decode(visit, house):
@@ -192,13 +328,47 @@ def test_a_failure_of_the_engine_is_one_sentence(visit, house):
     here.page.wait_for_selector("text=Hello from the script.", timeout=10_000)
 
 
-def test_a_video_no_browser_plays_still_jumps(visit, house):
-    house.engine.script = "It turns at 0:12."
+STILL_COLOUR = """() => {
+  const still = document.querySelector('.qv-still'), canvas = document.createElement('canvas');
+  [canvas.width, canvas.height] = [still.naturalWidth, still.naturalHeight];
+  const pen = canvas.getContext('2d');
+  pen.drawImage(still, 0, 0);
+  return [...pen.getImageData(canvas.width / 2, canvas.height / 2, 1, 1).data].slice(0, 3);
+}"""
+
+
+def test_a_video_no_browser_plays_shows_stills_until_its_copy_is_ready(visit, house, monkeypatch):
+    make, may_make = playable.make_playable, threading.Event()
+
+    def held(*arguments, **options):
+        assert may_make.wait(60)
+        make(*arguments, **options)
+
+    monkeypatch.setattr(playable, "make_playable", held)
+    house.engine.script = "It turns at 0:12, then 0:21."
     here = visit()
-    here.ask("When?", "old.avi")
-    here.settled()
-    here.page.click("a.qv-cite")
-    here.sees_second(12)  # in the copy that was made meanwhile
+    try:
+        here.ask("When?", "old.avi")
+        here.settled()
+        for stamp, seconds in (("0:12", 12), ("0:21", 21)):
+            here.page.click(f"a.qv-cite:has-text('{stamp}')")
+            here.page.wait_for_function(
+                "seconds => { const s = document.querySelector('.qv-still');"
+                " return s.src.includes('/' + seconds + '.000.webp') && s.complete && s.naturalWidth > 0; }",
+                arg=seconds,
+            )
+            assert here.page.locator(".qv-still").is_visible()
+            seen = here.page.evaluate(STILL_COLOUR)
+            assert all(abs(have - want) <= 8 for have, want in zip(seen, colour_at(seconds), strict=True)), seen
+        assert "Making a copy" in here.page.inner_text(".qv-making")
+    finally:
+        may_make.set()
+    here.sees_second(21)  # the copy, where the still was
+    here.page.locator(".qv-still").wait_for(state="hidden")
+    assert here.page.locator("#qv-video").is_visible()
+    assert here.page.locator(".qv-making").is_hidden()
+    here.page.click("a.qv-cite:has-text('0:12')")
+    here.sees_second(12)
     assert here.page.locator(".qv-moment").count() > 5
 
 
@@ -216,3 +386,52 @@ def test_one_escape_closes_what_is_open_and_not_the_answer(visit, house):
     house.engine.gate.release()
     here.settled()
     assert here.answer() == "Hello from the script."
+
+
+def test_another_tab_follows_the_conversation(visit, house):
+    house.engine.gate = Gate(after=2)
+    first = visit()
+    first.ask("First question.")
+    first.page.wait_for_selector(".qv-writing .qv-text:not(:empty)")
+    second = visit(beside=first)
+    second.page.wait_for_selector(".qv-writing .qv-text:not(:empty)")  # joined
+    house.engine.gate.release()
+    first.settled()
+    second.settled()
+
+    second.page.fill("#qv-question", "A draft.")
+    house.engine.script, house.engine.gate = "Another answer.", Gate(after=1)
+    first.ask("Second question.")
+    second.page.wait_for_selector(".qv-bubble:has-text('Second question.')")
+    second.page.wait_for_selector(".qv-writing .qv-text:not(:empty)")
+    house.engine.gate.release()
+    for each in (first, second):
+        each.settled(2)
+        assert each.answer() == "Another answer."
+    assert second.page.input_value("#qv-question") == "A draft."
+    second.page.press("#qv-question", "Enter")
+    second.settled(3)
+    first.settled(3)
+
+
+def test_a_question_into_a_running_answer_is_refused_and_kept(visit, house):
+    first = visit()
+    first.ask("First question.")
+    first.settled()
+    second = visit()  # another browser, which is not told
+    second.page.click(".qv-entry-title")
+    second.settled()
+    house.engine.gate = Gate(after=1)
+    first.ask("Second question.")
+    first.page.wait_for_selector(".qv-writing .qv-text:not(:empty)")
+    second.ask("My own question.")
+    second.page.wait_for_selector(".qv-trouble:has-text('still being written')")
+    assert second.page.input_value("#qv-question") == "My own question."
+    second.page.wait_for_selector(".qv-bubble:has-text('Second question.')")  # and the other's words appear
+    house.engine.gate.release()
+    first.settled(2)
+    second.settled(2)
+    assert first.answer() == second.answer() == "Hello from the script."
+    second.page.press("#qv-question", "Enter")
+    second.settled(3)
+    assert second.page.locator(".qv-trouble").is_hidden()
