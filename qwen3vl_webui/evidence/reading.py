@@ -54,7 +54,7 @@ class Tape:
     def settled(self, end: int) -> int:
         """`end`, or before the characters there that what follows may turn into a token of code."""
         if end == len(self.text) and not self.ended:
-            while end > self.at and self.text[end - 1] in "$\\<]!()[":
+            while end > self.at and self.text[end - 1] in "$\\<]!()[%":
                 end -= 1
             if end == self.at and len(self.text) - self.at >= HOLD:
                 end = len(self.text) - 1

@@ -283,6 +283,19 @@ answers = st.lists(st.sampled_from(PIECES), max_size=24).map("".join)
 inputs = st.sampled_from([ALL, TWO, Sources()])
 
 
+@pytest.mark.parametrize("text", ["``<````````o'clock<12.5 seconds>%%%LATEX_BLOCK_0%%%"])
+def test_found_texts_end_the_same_however_they_are_cut(text):
+    whole = Linker(ALL)
+    whole.feed(text)
+    whole.finish()
+    for cut in range(1, len(text)):
+        linker = Linker(ALL)
+        linker.feed(text[:cut])
+        linker.feed(text[cut:])
+        linker.finish()
+        assert linker.markdown == whole.markdown, cut
+
+
 @given(answers, inputs, st.data())
 @settings(max_examples=400, deadline=None)
 def test_any_cutting_ends_the_same_and_what_is_shown_only_grows(text, sources, data):
