@@ -25,24 +25,40 @@ export function mount({ element, server }) {
   on("side", (isOpen) => document.body.classList.toggle("qv-side-up", isOpen));
   document.getElementById("qv").append(h("div.qv-side-shade", { onclick: () => emit("side", false) }));
   addEventListener("keydown", (event) => { if (event.key === "Escape" && document.body.classList.contains("qv-side-up")) { event.preventDefault(); emit("side", false); } }, true);
+  on("sent", () => { if (state.sent) pollWithin(PATIENCE); }); // whether a command that hangs was heard at all
+  addEventListener("offline", () => pollWithin(0));
+  addEventListener("online", () => pollWithin(0));
   draw();
   poll();
 }
 
 const small = () => matchMedia("(max-width: 900px)").matches;
 
+const PATIENCE = 3000; // ms
+let timer = 0;
+let polling = false;
+
+function pollWithin(pause) {
+  if (polling) return;
+  clearTimeout(timer);
+  timer = setTimeout(poll, pause);
+}
+
 async function poll() {
+  polling = true;
   try {
     const status = await ask("status");
-    failures = 0;
     const changed = JSON.stringify(status) !== JSON.stringify(state.status);
+    const wasAway = failures > 0;
+    failures = 0;
     state.status = status;
-    if (changed) { draw(); emit("status"); }
+    if (changed || wasAway) { draw(); emit("status"); }
   } catch {
     failures++;
     draw();
   }
-  setTimeout(poll, failures ? 4000 : state.status?.state === "loading" ? 1000 : 20_000);
+  polling = false;
+  timer = setTimeout(poll, failures ? 4000 : state.status?.state === "loading" ? 1000 : 20_000);
 }
 
 const MODES = { auto: "half", light: "sun", dark: "moon" };

@@ -331,7 +331,8 @@ function drawMeter(answer) {
   if (sendsUploaded) { fill(meter, h("span", {}, t("upload_wait"))); return; }
   if (!answer) { fill(meter); return; }
   if (answer.error) {
-    fill(meter, h("span.qv-over", { title: sentenceOf(answer.error) }, icon("warn", 14), sentenceOf(answer.error)));
+    const words = sentenceOf(answer.error);
+    fill(meter, words && h("span.qv-over", { title: words }, icon("warn", 14), words)); // none: the banner says it
     return;
   }
   const share = Math.min(1, answer.tokens / answer.context);

@@ -57,13 +57,9 @@ export function serve(functions) {
 /** Calls a server function; throws {message, code} with a sentence for the person. */
 export async function ask(name, detail = {}) {
   while (!servers[name]) await new Promise((wake) => serverWaits.push(wake));
-  let answer;
-  try {
-    answer = await servers[name](detail);
-  } catch {
-    throw { message: "", code: "lost_connection" };
-  }
-  if (answer?.error) throw answer.error;
+  const answer = await Promise.resolve(servers[name](detail)).catch(() => null);
+  if (!answer) throw { message: "", code: "lost_connection" }; // Gradio's client answers nothing when the server is away
+  if (answer.error) throw answer.error;
   return answer;
 }
 
