@@ -24,5 +24,5 @@ export function sentenceAround(text, start, end) {
   let from = earlier.pop() ?? 0;
   const to = stops.find((stop) => stop >= end) ?? text.length;
   if (!/[\p{L}\p{N}]/u.test(text.slice(from, start) + text.slice(end, to))) from = earlier.pop() ?? 0;
-  return text.slice(from, to).trim().replace(/^[\s:：,，\-–—•]+|[\s:：,，\-–—]+$/g, "");
+  return text.slice(from, to).trim().replace(/^[\s:：,，\-–—•]+|[\s:：,，;；\-–—]+$/g, "");
 }
