@@ -1,6 +1,6 @@
 // The conversation in the middle: questions, answers as they stream, and what can be done with each.
 
-import { clock, fill, h, icon, iconButton, number, sentenceOf, t } from "./dom.js";
+import { clock, fill, h, icon, iconButton, language, number, sentenceOf, t } from "./dom.js";
 import { address, command, connect, emit, isRunning, on, state } from "./session.js";
 import { copy } from "./code.js";
 import { forget, show } from "./markdown.js";
@@ -46,7 +46,7 @@ function receive(thread) {
   if (other) { views.clear(); rows.replaceChildren(); shown = SHOWN; follows = true; }
   render();
   emit("thread", { other });
-  if (other) { toBottom(); scroller.scrollTop = scroller.scrollHeight; }
+  if (other) toBottom(true);
 }
 
 function render() {
@@ -56,7 +56,11 @@ function render() {
     views.clear();
     earlier.hidden = true;
     rows.classList.add("qv-empty");
+    const key = `${language()} ${state.status?.model?.name || ""}`;
+    if (rows.firstChild?.dataset.key === key) return; // while a model loads there is news each second: no button may vanish for it
     fill(rows, welcome());
+    rows.firstChild.dataset.key = key;
+    scroller.scrollTop = 0;
     return;
   }
   rows.classList.remove("qv-empty");
@@ -269,5 +273,5 @@ function renderLive() {
 
 function toBottom(force = false) {
   if (force) follows = true;
-  if (follows) scroller.scrollTop = scroller.scrollHeight;
+  if (follows && !rows.classList.contains("qv-empty")) scroller.scrollTop = scroller.scrollHeight;
 }

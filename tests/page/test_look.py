@@ -86,6 +86,26 @@ def test_on_a_phone_a_tap_brings_the_evidence_up(visit, house):
     here.page.wait_for_selector(".qv-entry-title:visible")
 
 
+def test_on_a_phone_the_tools_leave_the_marks_alone_and_the_empty_page_shows_its_top(visit, house):
+    house.engine.script = '```json\n[{"bbox_2d": [600, 10, 990, 200], "label": "cat"}]\n```\n'
+    here = visit(viewport={"width": 390, "height": 600}, is_mobile=True, has_touch=True)
+    assert here.page.evaluate("document.querySelector('.qv-scroller').scrollTop") == 0
+    assert (
+        here.page.locator(".qv-welcome h1").bounding_box()["y"]
+        > here.page.locator(".qv-bar-row").bounding_box()["height"]
+    )
+    here.ask("Where is the cat?", "scene.png")
+    here.settled()
+    here.page.tap("a.qv-cite")
+    here.page.wait_for_selector("#qv-evidence").wait_for_element_state("stable")
+    here.page.wait_for_selector("rect.qv-box-shape")
+    tools, box = (here.page.locator(name).bounding_box() for name in (".qv-zoom", "rect.qv-box-shape"))
+    assert tools["y"] >= box["y"] + box["height"]
+    width = here.page.locator(".qv-sheet").bounding_box()["width"]
+    here.page.tap(".qv-zoom [title='Larger']")
+    here.page.wait_for_function("width => document.querySelector('.qv-sheet').clientWidth > 1.3 * width", arg=width)
+
+
 def test_history_search_rename_export_delete(visit, house):
     here = visit()
     here.ask("About giraffes")
