@@ -250,7 +250,11 @@ let isFetching = false; // an example's file
 
 function accepted(sent) {
   if (sendsNext) { sendsNext = false; setTimeout(send); }
-  if (sent.do === "send") clear();
+  if (sent.do === "send") { // what was written since stays
+    items = items.filter((item) => !sent.files.some((file) => file.id === item.stored?.id));
+    if (box.value === sent.text) { box.value = ""; task = ""; }
+    redraw();
+  }
   if (sent.answers) complain(null);
 }
 
@@ -265,6 +269,10 @@ function clear() {
   box.value = "";
   task = "";
   complain(null);
+  redraw();
+}
+
+function redraw() {
   grow();
   drawChips();
   drawPresets();

@@ -1,6 +1,6 @@
 // The running answer as it arrives: no picture of its own, it hands what came to the panes.
 
-import { ask, command, emit, state } from "./session.js";
+import { ask, command, emit, isStale, replaced, state } from "./session.js";
 import { recall, remember } from "./dom.js";
 
 const SILENCE = 15_000; // the server speaks at least every 5 s while an answer runs
@@ -19,6 +19,13 @@ export function mount({ watch }) {
 function receive(live) {
   if (!live) return;
   heard = performance.now();
+  const overtaken = replaced.get(live.command);
+  if (overtaken) {
+    replaced.delete(live.command);
+    if (live.error) emit("refused", { sent: overtaken, error: live.error });
+    else emit("accepted", overtaken);
+  }
+  if (isStale(live)) return;
   const isMine = state.sent && live.command === state.sent.command;
   if (isMine) {
     const sent = state.sent;

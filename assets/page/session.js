@@ -28,7 +28,13 @@ export const isRunning = () => {
 
 let trigger = null;
 let commands = 0;
+let newest = "";
 const waiting = [];
+
+/** Commands run side by side on the server, so an older one's result may come last: it is not what was asked for now. */
+export const isStale = (result) => Boolean(result.command) && result.command !== newest;
+
+export const replaced = new Map(); // number -> a question that a newer command overtook, not accepted yet
 
 export function connect(call) {
   trigger = call;
@@ -37,7 +43,9 @@ export function connect(call) {
 
 /** Sends a command; its number comes back in `live.command`. */
 export function command(detail) {
-  const numbered = { ...detail, command: `${tab}-${++commands}` };
+  if (state.sent?.do === "send") replaced.set(state.sent.command, state.sent);
+  newest = `${tab}-${++commands}`;
+  const numbered = { ...detail, command: newest };
   state.sent = { ...numbered, answers: ["send", "edit", "retry"].includes(detail.do), at: performance.now() };
   emit("sent");
   if (trigger) trigger("command", numbered);

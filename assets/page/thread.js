@@ -1,7 +1,7 @@
 // The conversation in the middle: questions, answers as they stream, and what can be done with each.
 
 import { clock, fill, h, icon, iconButton, language, number, sentenceOf, t } from "./dom.js";
-import { address, command, connect, emit, isRunning, on, state } from "./session.js";
+import { address, command, connect, emit, isRunning, isStale, on, state } from "./session.js";
 import { copy } from "./code.js";
 import { forget, show } from "./markdown.js";
 import { welcome } from "./welcome.js";
@@ -38,7 +38,7 @@ export function mount({ element, trigger, watch, value }) {
 }
 
 function receive(thread) {
-  if (!thread?.turns) return;
+  if (!thread?.turns || isStale(thread)) return;
   const other = thread.conversation !== state.thread.conversation;
   const files = Object.keys(thread.files).join() !== Object.keys(state.thread.files).join();
   state.thread = thread;

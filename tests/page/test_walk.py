@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from qwen3vl_webui.conversation import Conversation
 from qwen3vl_webui.errors import EngineError
 from qwen3vl_webui.web import playable
 from tests.clips import colour_at
@@ -435,3 +436,53 @@ def test_a_question_into_a_running_answer_is_refused_and_kept(visit, house):
     second.page.press("#qv-question", "Enter")
     second.settled(3)
     assert second.page.locator(".qv-trouble").is_hidden()
+
+
+def test_the_last_click_wins_over_an_older_result_that_comes_later(visit, house, monkeypatch):
+    slow, quick = (Conversation(title=title).ask(f"{title}?") for title in ("Slow", "Quick"))
+    for conversation in (slow, quick):
+        house.services.store.save("local", conversation)
+    load, asked, may_load = house.services.store.load, threading.Event(), threading.Event()
+
+    def held(owner, conversation_id):
+        if conversation_id == slow.id:
+            asked.set()
+            assert may_load.wait(30)
+        return load(owner, conversation_id)
+
+    monkeypatch.setattr(house.services.store, "load", held)
+    here = visit()
+    try:
+        here.page.click(".qv-entry-title:text-is('Slow')")
+        assert asked.wait(10)
+        here.page.click(".qv-entry-title:text-is('Quick')")
+        here.page.wait_for_selector(".qv-bubble:text-is('Quick?')")
+    finally:
+        may_load.set()
+    here.page.fill("#qv-search", "Quick")  # its answer comes by the same stream, after the late result
+    here.page.wait_for_function("document.querySelectorAll('.qv-entry').length === 1")
+    assert here.page.inner_text(".qv-bubble") == "Quick?"
+
+
+def test_what_is_written_while_a_question_is_accepted_stays(visit, house, monkeypatch):
+    save, asked, may_save = house.services.store.save, threading.Event(), threading.Event()
+
+    def held(owner, conversation):
+        asked.set()
+        assert may_save.wait(30)
+        return save(owner, conversation)
+
+    monkeypatch.setattr(house.services.store, "save", held)
+    here = visit()
+    try:
+        here.ask("First.", "scene.png")
+        assert asked.wait(10)
+        here.page.fill("#qv-question", "Then this.")
+    finally:
+        may_save.set()
+    here.settled()
+    assert here.page.input_value("#qv-question") == "Then this."
+    assert here.page.locator(".qv-composer .qv-chip").count() == 0
+    here.page.press("#qv-question", "Enter")
+    here.settled(2)
+    assert here.page.locator(".qv-bubble").all_inner_texts() == ["First.", "Then this."]
