@@ -10,7 +10,7 @@ export function player(file) {
   const still = h("img.qv-still", { alt: "", hidden: true });
   const making = h("div.qv-making", { hidden: true, role: "status" });
   const overlay = h("div.qv-video-marks");
-  const screen = h("div.qv-screen", {}, video, still, overlay, making);
+  const screen = h("div.qv-screen", {}, video, still, overlay);
   if (file.width && file.height) screen.style.aspectRatio = `${file.width} / ${file.height}`;
   const head = h("span.qv-playhead");
   const marksBox = h("div.qv-marks");
@@ -18,7 +18,7 @@ export function player(file) {
   const times = h("div.qv-times", {}, h("span", {}, clock(file.start)), h("span", {}, clock(file.start + file.duration)));
   const strip = h("div.qv-strip");
   const stripHead = h("h2");
-  const element = h("div.qv-player", {}, screen, line, times, stripHead, strip);
+  const element = h("div.qv-player", {}, screen, making, line, times, stripHead, strip);
 
   let target = null; // seconds wanted before the player knows its file
   let playable = false;
