@@ -51,7 +51,6 @@ def write_checkpoint(model: Any, tokenizer: Any, folder: Path) -> None:
         "trained": True,
         "image_pixels": list(IMAGE_PIXELS),
         "frame_pixels": list(FRAME_PIXELS),
-        "skills": list(SKILLS),
         "sampling": {"temperature": 0.0, "presence_penalty": 0.0, "max_tokens": 512},
     }
     write_json(folder / "config.json", config)
@@ -141,6 +140,16 @@ def card(state: dict[str, Any], table: dict[str, Any], parameters: int, device: 
     )
 
 
+def write_skills(folder: Path, table: dict[str, Any]) -> None:
+    """The share of right answers per skill, both languages together, where the app finds it for its banner."""
+    config = json.loads((folder / "config.json").read_text())
+    config["qwen3vl_webui"]["skills"] = {
+        skill: round(sum(right for right, _ in cells.values()) / max(1, sum(asked for _, asked in cells.values())), 3)
+        for skill, cells in table.items()
+    }
+    write_json(folder / "config.json", config)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, default=Path("runs/demo"))
@@ -163,6 +172,7 @@ def main() -> None:
     table = evaluate(rounded, tokenizer, EVALUATED, cases=args.cases, seed=args.seed, dtype=torch.float32)
     parameters = sum(p.numel() for p in rounded.parameters())
     (args.to / "README.md").write_text(card(saved, table, parameters, args.device, args.seed))
+    write_skills(args.to, table)
     write_json(
         args.to / "training.json",
         {key: saved[key] for key in ("step", "seconds", "tokens", "answers", "stage")} | {"accuracy": table},

@@ -109,11 +109,19 @@ function drawBanner() {
     content = [h("span.qv-pulse"), h("span", {}, t("banner_loading"), " ", h("em", {}, stageOf(status))), status.total > 0 && h("span.qv-bar", {}, h("span", { style: { width: `${100 * share}%` } }))];
   } else if (status?.state === "failed") { kind = "failed"; content = [icon("warn", 16), h("span", {}, sentenceOf({ message: status.sentence, code: "model_failed" }))]; }
   else if (model && !model.trained) { kind = "untrained"; content = [icon("warn", 16), h("span", {}, t("banner_untrained"), " ", h("code", {}, status.command))]; }
-  else if (model?.demo) { kind = "demo"; content = [icon("chip", 16), h("span", {}, t("banner_demo"), " ", h("code", {}, status.command))]; }
+  else if (model?.demo) { kind = "demo"; content = [icon("chip", 16), h("span", {}, t("banner_demo"), " ", h("code", {}, status.command), skillsOf(model))]; }
   banner.hidden = !content || dismissed === kind;
   banner.dataset.kind = kind;
   const mayHide = kind === "demo" || kind === "untrained";
   fill(banner, content, mayHide && h("button.qv-chip-x", { type: "button", title: t("dismiss"), "aria-label": t("dismiss"), onclick: () => { dismissed = kind; drawBanner(); } }, icon("close", 14)));
+}
+
+function skillsOf({ skills }) {
+  const said = (names) => names.map((name) => t(`skill_${name}`)).join(t("list_comma"));
+  const lines = [];
+  if (skills?.good.length) lines.push(t("banner_good", { skills: said(skills.good) }));
+  if (skills?.weak.length) lines.push(t("banner_weak", { skills: said(skills.weak) }));
+  return lines.length ? h("small.qv-skills", {}, lines.join(" ")) : null;
 }
 
 function stageOf({ stage, done, total, sentence }) {

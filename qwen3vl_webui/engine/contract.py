@@ -128,6 +128,7 @@ class ModelInfo:
     context_length: int = 262_144  # tokens
     thinking: bool = False
     demo: bool = False  # the bundled demo model: it knows a few skills and says so
+    skills: tuple[tuple[str, float], ...] = ()  # measured share of right answers, where the checkpoint tells it
     trained: bool = True  # False: random weights, it must not be presented as an answering model
     image_pixels: tuple[int, int] = (65_536, 16_777_216)  # least and most pixels of one picture
     frame_pixels: tuple[int, int] = (4_096, 786_432)  # least and most pixels of one video frame

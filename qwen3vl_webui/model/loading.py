@@ -368,6 +368,7 @@ def load_folder(
         image_pixels=image_pixels,
         frame_pixels=frame_pixels,
         most_moments=(raw.get("qwen3vl_webui") or {}).get("most_moments"),
+        skills=tuple((raw.get("qwen3vl_webui") or {}).get("skills", {}).items()),
         sampling=sampling,
         sampling_text=sampling_text,
     )

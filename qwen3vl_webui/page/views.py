@@ -120,6 +120,9 @@ def view_price(prompt: Prompt) -> dict[str, Any]:
     }
 
 
+RELIABLE = 0.9  # share of right answers from which a skill is called reliable
+
+
 def view_model(model: ModelInfo) -> dict[str, Any]:
     return {
         "name": model.name,
@@ -130,6 +133,10 @@ def view_model(model: ModelInfo) -> dict[str, Any]:
         "thinking": model.thinking,
         "demo": model.demo,
         "trained": model.trained,
+        "skills": {
+            "good": [name for name, share in model.skills if share >= RELIABLE],
+            "weak": [name for name, share in model.skills if share < RELIABLE],
+        },
         "sampling": view_sampling(model.sampling),
     }
 

@@ -1,6 +1,7 @@
 """Languages, themes, phone, history, hostile text."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -254,3 +255,15 @@ def test_a_copied_answer_has_no_link_syntax(visit, house):
     here.page.click(".qv-answer [title='Copy']")
     here.page.wait_for_function("navigator.clipboard.readText().then((text) => text.includes('0:12'))")
     assert here.page.evaluate("navigator.clipboard.readText()") == "It turns at 0:12, **surely**."
+
+
+def test_the_demo_model_says_what_it_is_good_at(visit, house):
+    usual = house.engine.model
+    house.engine.model = replace(usual, demo=True, skills=(("name", 0.97), ("when", 0.4)))
+    try:
+        here = visit(locale="zh-CN")
+        banner = here.page.wait_for_selector(".qv-banner:has-text('演示模型')").inner_text()
+        assert "测得可靠的：说出图形。" in banner
+        assert "较弱、常出错的：视频中的时间。" in banner
+    finally:
+        house.engine.model = usual
