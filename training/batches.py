@@ -29,6 +29,9 @@ class Row:
     exchanges: list[int]  # of each token with a target: which exchange it belongs to
     visuals: list[tuple[int, np.ndarray]]
     asked: list[Exchange]
+    shown: list[int]  # of each token: the number of the picture it shows, from 1
+    wanted: list[int]  # of each token: the number of the picture that answers it
+    tenths: list[int]  # of each token: the stamp of the moment it shows
 
 
 class Encoder:
@@ -46,7 +49,7 @@ class Encoder:
         return tuple(self.tokenizer._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def row(self, case: Case) -> Row:
-        row = Row([], [], [], [], [], [], [])
+        row = Row([], [], [], [], [], [], [], [], [], [])
         place = self._text(row, "<|im_start|>user\n", 0, 0)
         for part in case.context:
             place = self._text(row, part, place, 0) if isinstance(part, str) else self._picture(row, part, place)
@@ -60,6 +63,9 @@ class Encoder:
         row.positions += [(p, p, p) for p in range(place, place + len(ids))]
         row.segments += [segment] * len(ids)
         row.targets += [-100] * len(ids) if exchange is None else ids
+        row.shown += [0] * len(ids)
+        row.tenths += [-1] * len(ids)
+        row.wanted += [0 if exchange is None else row.asked[exchange].at + 1] * len(ids)
         if exchange is not None:
             row.exchanges += [exchange] * len(ids)
         return place + len(ids)
@@ -77,14 +83,18 @@ class Encoder:
         row.positions += [(place,) * 3, *zip(*axes, strict=True), (after,) * 3]
         row.segments += [0] * (count + 2)
         row.targets += [-100] * (count + 2)
+        row.shown += [0, *[len(row.visuals)] * count, 0]
+        row.wanted += [0] * (count + 2)
+        tenths = round(part.seconds * 10) if isinstance(part, Moment) else -1
+        row.tenths += [-1, *[tenths] * count, -1]
         return after + 1
 
     def _branch(self, row: Row, branch: Branch, place: int, segment: int) -> None:
         for turn, exchange in enumerate(branch):
             opening = "\n<|im_start|>user\n" if turn else ""
             place = self._text(row, opening + exchange.question + "<|im_end|>\n<|im_start|>assistant\n", place, segment)
-            place = self._text(row, exchange.answer + "<|im_end|>", place, segment, len(row.asked))
             row.asked.append(exchange)
+            place = self._text(row, exchange.answer + "<|im_end|>", place, segment, len(row.asked) - 1)
 
 
 @dataclass
@@ -98,6 +108,9 @@ class Packed:
     pictures: list[np.ndarray]  # per size: [pictures, height, width, 3] uint8
     visual_index: np.ndarray
     feature_index: np.ndarray
+    shown: np.ndarray
+    wanted: np.ndarray
+    tenths: np.ndarray
     exchanges: np.ndarray  # per target: index into `asked`
     asked: list[Exchange]
 
@@ -113,7 +126,9 @@ class Packed:
         )
         shifted = torch.full_like(targets, -100)
         shifted[:, :-1] = targets[:, 1:]
-        return Batch(ids, positions, segments, shifted, pictures, places, features)
+        shown, wanted, tenths = (torch.from_numpy(array).to(device) for array in (self.shown, self.wanted, self.tenths))
+        wanted = wanted.roll(-1, 1)
+        return Batch(ids, positions, segments, shifted, pictures, places, shown, wanted, tenths, features)
 
 
 def pack(rows: Sequence[Row], pad: int) -> Packed:
@@ -123,6 +138,7 @@ def pack(rows: Sequence[Row], pad: int) -> Packed:
     positions = np.zeros((3, count, length), np.int64)
     segments = np.full((count, length), -1, np.int64)
     targets = np.full((count, length), -100, np.int64)
+    shown_at, answers, tenths = np.zeros_like(ids), np.zeros_like(ids), np.full_like(ids, -1)
     by_size: dict[tuple[int, int], list[np.ndarray]] = {}
     shown: list[tuple[tuple[int, int], int, int]] = []  # of each picture in the rows: size, number in it, first place
     exchanges: list[int] = []
@@ -133,6 +149,7 @@ def pack(rows: Sequence[Row], pad: int) -> Packed:
         positions[:, number, :end] = np.asarray(row.positions).T
         segments[number, :end] = row.segments
         targets[number, :end] = row.targets
+        shown_at[number, :end], answers[number, :end], tenths[number, :end] = row.shown, row.wanted, row.tenths
         exchanges += [len(asked) + one for one in row.exchanges]
         asked += row.asked
         known: dict[int, int] = {}  # a scene that stays is one array: encoded once
@@ -154,7 +171,18 @@ def pack(rows: Sequence[Row], pad: int) -> Packed:
     pictures = [np.stack(images) for images in by_size.values()]
     visual_index, feature_index = np.concatenate(places), np.concatenate(features)
     return Packed(
-        ids, positions, segments, targets, pictures, visual_index, feature_index, np.asarray(exchanges), asked
+        ids,
+        positions,
+        segments,
+        targets,
+        pictures,
+        visual_index,
+        feature_index,
+        shown_at,
+        answers,
+        tenths,
+        np.asarray(exchanges),
+        asked,
     )
 
 

@@ -25,6 +25,7 @@ class Exchange:
     language: str
     question: str
     answer: str
+    at: int = -1  # which of the context's pictures or moments answers it, from 0; -1: none alone
 
 
 Branch = tuple[Exchange, ...]
@@ -64,6 +65,9 @@ class Level:
     branches: int = 6
     wear: float = 0.5
     runs: float = 0.3  # how often things stay for several moments
+    seconds: float = 600.0  # longest clip
+    pairs: float = 0.2  # how often a frame shows two things
+    words: float = 0.35  # how often a clip shows words besides things
     turns: float = 0.15  # how often a branch goes on for a second turn
     asked: tuple[tuple[str, float], ...] = (  # about pictures of shapes
         ("name", 3),
@@ -73,6 +77,15 @@ class Level:
         ("count", 3),
         ("where", 2),
         ("absent", 1),
+        ("refuse", 0.3),
+    )
+    asked_of_clips: tuple[tuple[str, float], ...] = (
+        ("when", 6),
+        ("what_at", 5),
+        ("all_times", 1),
+        ("span", 1),
+        ("timeline", 0.6),
+        ("absent", 1.2),
         ("refuse", 0.3),
     )
     things: int = 6  # most in one picture
@@ -143,8 +156,8 @@ def printed(random: Random, longest: int) -> str:
     return "".join(random.choice(letters) for _ in range(random.randint(1, longest)))
 
 
-def ask(skill: str, random: Random, language: str, answer: str, **fields: object) -> Exchange:
-    return Exchange(skill, language, random.choice(q.ASK[skill][language]).format(**fields), answer)
+def ask(skill: str, random: Random, language: str, answer: str, at: int = -1, **fields: object) -> Exchange:
+    return Exchange(skill, language, random.choice(q.ASK[skill][language]).format(**fields), answer, at)
 
 
 def called(name: tuple[str, str], language: str, random: Random) -> str:
@@ -344,11 +357,12 @@ def pictures_case(level: Level, random: Random) -> Case:
                     random,
                     language,
                     q.compare_answer(number, language),
+                    at=number - 1,
                     thing=called(name, language, random),
                 )
         if kind < 0.85:
             names = [one.name for one in scenes[number - 1].things]
-            return ask("picture_shows", random, language, q.name_answer(names, language), number=number)
+            return ask("picture_shows", random, language, q.name_answer(names, language), at=number - 1, number=number)
         if kind < 0.97:
             name = other_name(everything, random)
             answer = q.absent_answer(q.thing(*name, language), language)
@@ -395,19 +409,22 @@ class Event:
         return not self.things and not self.text
 
 
-def stamps(count: int, random: Random) -> list[float]:
-    """Rising times, to a tenth of a second, of clips up to ten minutes long."""
+def stamps(count: int, most: float, random: Random) -> list[float]:
+    """Rising times, to a tenth of a second, of clips up to `most` seconds long."""
+    if most <= 60 and count <= 8 and random.random() < 0.5:  # one digit tells the moments apart
+        return [float(second) for second in sorted(random.sample(range(10), count))]
     kind = random.random()
     if kind < 0.3:  # what the product's sampling gives short clips: two frames a second, two to a patch
-        start = random.choice((0.25, 0.25, 0.0, random.uniform(0, max(0.0, 600 - count))))
+        start = random.choice((0.25, 0.25, 0.0, random.uniform(0, max(0.0, most - count))))
         return [float(f"{start + i:.1f}") for i in range(count)]
     if kind < 0.7:
         step = random.choice((0.5, 1.0, 1.0, 1.5, 2.0, 2.0, 3.0, 4.0, 5.0, random.uniform(0.4, 15)))
-        step = min(step, 600 / count)
-        start = random.choice((0.0, 0.0, 0.5, random.uniform(0, step), random.uniform(0, max(0.0, 600 - step * count))))
+        step = min(step, most / count)
+        start = random.choice(
+            (0.0, 0.0, 0.5, random.uniform(0, step), random.uniform(0, max(0.0, most - step * count)))
+        )
         return [round(start + i * step, 1) for i in range(count)]
-    longest = random.choice((10, 30, 60, 60, 120, 300, 600))
-    longest = max(longest, count)
+    longest = min(most, max(count, random.choice((10, 30, 60, 60, 120, 300, 600))))
     times = sorted(random.uniform(0, longest) for _ in range(count))
     for i in range(1, count):
         times[i] = max(times[i], times[i - 1] + 0.3)
@@ -417,9 +434,9 @@ def stamps(count: int, random: Random) -> list[float]:
 def video_case(level: Level, random: Random) -> Case:
     count = random.randint(*level.moments)
     width, height = frame_size(level, random)
-    times = stamps(count, random)
+    times = stamps(count, level.seconds, random)
     runs = random.random() < level.runs
-    words = random.random() < 0.35
+    words = random.random() < level.words
     plain = random.random() < 0.6  # one background light for the whole clip, as in a recording
     events: list[Event] = []
     moments: list[Moment] = []
@@ -446,7 +463,7 @@ def video_case(level: Level, random: Random) -> Case:
             event = Event(times[i], times[i + stay - 1], text=text)
             scene = draw_text(text, width, height, random, wear=level.wear, page=plain and random.random() < 0.5)
         else:
-            names = list({any_name(random) for _ in range(random.choice((1, 1, 1, 1, 2)))})
+            names = list({any_name(random) for _ in range(2 if random.random() < level.pairs else 1)})
             again_things = [one for one in repeated if not isinstance(one, str)]
             if again_things and random.random() < 0.2:
                 names = [random.choice(again_things)]
@@ -478,14 +495,15 @@ def video_case(level: Level, random: Random) -> Case:
         return called(key, language, random), q.thing(*key, language)
 
     def make(random: Random, language: str) -> Exchange:
-        skill = random.choices(
-            ("when", "what_at", "all_times", "span", "timeline", "absent", "refuse"), (6, 5, 1, 1, 0.6, 1.2, 0.3)
-        )[0]
+        skills, weights = zip(*level.asked_of_clips, strict=True)
+        skill = random.choices(skills, weights)[0]
         if skill == "when" and seen:
             key = random.choice(list(seen))
             if len(seen[key]) == 1 or random.random() < 0.3:
                 asked, told = say(key, language)
-                return ask("when", random, language, q.when_answer(told, seen[key][0].seconds, language), thing=asked)
+                first = seen[key][0].seconds
+                answer = q.when_answer(told, first, language)
+                return ask("when", random, language, answer, at=times.index(first), thing=asked)
         if skill == "all_times" and seen:
             several = [key for key in seen if len(seen[key]) > 1]
             key = random.choice(several if several and random.random() < 0.7 else list(seen))
@@ -529,7 +547,7 @@ def video_case(level: Level, random: Random) -> Case:
         told = event.told(language) if not event.is_empty else ("nothing" if language == "en" else "没有内容")
         answer = q.moments_answer([(times[index], told)], language)
         time = clock(times[index], language, random)
-        return ask("what_at", random, language, answer, time=time)
+        return ask("what_at", random, language, answer, at=index, time=time)
 
     return Case(tuple(moments), branches_of(make, level, random))
 

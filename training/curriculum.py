@@ -14,9 +14,9 @@ class Stage:
     level: Level
     until: dict[str, float]
     steps: int
-    step_tokens: int = 4_000
-    batch_tokens: int = 4_000
-    sights: int = 48  # pictures per step whose cells are asked directly (`sight.py`)
+    step_tokens: int = 2_400
+    batch_tokens: int = 2_400
+    sights: int = 64  # pictures per step whose cells are asked directly (`sight.py`)
 
 
 def shares(**kinds: float) -> tuple[tuple[str, float], ...]:
@@ -38,52 +38,82 @@ WARM = Level(  # one thing, large: attention to pictures and the features of col
     things=1,
 )
 FIRST = Level(
-    shares(picture=4, text=2, pictures=0.5, video=4, document=1, nothing=0.05),
+    shares(picture=3, text=0.3, pictures=0.7, video=6, document=1.3, nothing=0.05),
     picture_pixels=(4096, 9216),
     frame_pixels=(4096, 4096),
-    moments=(1, 3),
+    moments=(2, 4),
     pages=(1, 3),
     longest_text=2,
-    branches=3,
+    branches=5,
     wear=0.2,
     runs=0.0,
+    seconds=60.0,
+    words=0.0,
+    pairs=0.0,
+    things=4,
     turns=0.1,
+    asked=(("name", 2), ("is", 0.7), ("colour", 0.7), ("shape", 0.7), ("count", 2), ("where", 0.4), ("absent", 1.3)),
+    asked_of_clips=(("when", 6), ("what_at", 5), ("timeline", 0.3), ("absent", 1)),
 )
 SECOND = replace(
-    FIRST, picture_pixels=(4096, 16384), frame_pixels=(4096, 6144), moments=(2, 6), pages=(2, 5), runs=0.15
-)
-SECOND = replace(
-    SECOND,
+    FIRST,
+    kinds=shares(picture=3, text=0.5, pictures=0.7, video=5, document=1, nothing=0.05),
+    picture_pixels=(4096, 16_384),
+    frame_pixels=(4096, 8192),
+    moments=(2, 12),
+    pages=(2, 6),
     longest_text=4,
     wear=0.35,
-    branches=4,
-    kinds=shares(picture=3, text=3, pictures=0.7, video=4, document=1, nothing=0.05),
+    runs=0.3,
+    pairs=0.1,
+    things=6,
+    asked=Level.asked,
+    asked_of_clips=Level.asked_of_clips,
 )
 THIRD = replace(
-    SECOND, picture_pixels=(4096, 25600), frame_pixels=(4096, 9216), moments=(4, 16), pages=(3, 8), runs=0.3
-)
-THIRD = replace(THIRD, longest_text=6, wear=0.5, branches=6)
-FOURTH = replace(
-    THIRD, picture_pixels=(4096, 36864), frame_pixels=(4096, 9216), runs=0.5, moments=(6, 40), pages=(4, 12)
-)
-FOURTH = replace(
-    FOURTH,
-    longest_text=8,
+    SECOND,
+    kinds=shares(picture=3, text=1, pictures=0.7, video=4, document=1, nothing=0.05),
+    moments=(6, 40),
+    pages=(3, 8),
+    longest_text=6,
     branches=8,
-    kinds=shares(picture=3, text=4, pictures=0.7, video=3, document=0.7, nothing=0.05),
+    wear=0.5,
+    runs=0.5,
+    seconds=120.0,
+    words=0.1,
 )
-FIFTH = replace(FOURTH, moments=(20, 120), branches=12, runs=0.7)
+FOURTH = replace(
+    THIRD,
+    kinds=shares(picture=3, text=2, pictures=0.7, video=3, document=0.7, nothing=0.05),
+    picture_pixels=(4096, 25_600),
+    moments=(16, 64),
+    pages=(4, 12),
+    longest_text=8,
+    branches=12,
+    runs=0.7,
+    seconds=300.0,
+    words=0.25,
+)
+FIFTH = replace(
+    FOURTH,
+    picture_pixels=(4096, 36_864),
+    frame_pixels=(4096, 9216),
+    moments=(20, 120),
+    branches=16,
+    seconds=600.0,
+    words=0.35,
+)
 
 STAGES = (
-    Stage(SIGHT, {"shapes": 0.97, "letters": 0.9}, 2500, 0, 0, 128),
-    Stage(WARM, {"name": 0.9}, 3000, 3_000, 3_000),
+    Stage(SIGHT, {"shapes": 0.97, "letters": 0.9}, 1450, 0, 0, 128),
+    Stage(WARM, {"name": 0.8, "shape": 0.85}, 3000, 3_000, 3_000),
     Stage(FIRST, {"name": 0.85, "when": 0.85, "what_at": 0.8}, 6000),
-    Stage(SECOND, {"name": 0.9, "when": 0.85, "what_at": 0.85, "page": 0.8}, 6000),
-    Stage(THIRD, {"name": 0.93, "when": 0.88, "what_at": 0.85, "page": 0.85}, 8000),
+    Stage(SECOND, {"name": 0.88, "when": 0.85, "what_at": 0.85, "page": 0.8}, 6000, 3_200, 3_200),
+    Stage(THIRD, {"name": 0.9, "when": 0.88, "what_at": 0.85, "page": 0.85}, 8000, 4_800, 4_800),
     Stage(FOURTH, {"name": 0.95, "when": 0.93, "what_at": 0.9, "page": 0.9, "read": 0.8}, 20_000, 8_000, 8_000),
     Stage(FIFTH, {}, 10**9, 12_000, 12_000),
 )
-KEPT = 0.3  # share of every step that stays with the stage before, so that nothing is forgotten
+KEPT = 0.2  # share of every step that stays with the stage before, so that nothing is forgotten
 
 
 def levels_of(stage: int) -> list[tuple[Level, float]]:

@@ -82,7 +82,7 @@ def greedy(model: Any, encoder: Encoder, cases: Sequence[Case], *, dtype: torch.
     rows = []
     for case in cases:
         row = encoder.row(Case(case.context, ((replace(case.branches[0][0], answer=""),),)))
-        for column in (row.ids, row.positions, row.segments, row.targets):
+        for column in (row.ids, row.positions, row.segments, row.targets, row.shown, row.wanted, row.tenths):
             column.pop()  # the end of the empty answer
         rows.append(row)
     answers: list[list[int]] = [[] for _ in rows]
@@ -112,6 +112,9 @@ def append(row: Row, token: int) -> None:
     row.positions.append((row.positions[-1][0] + 1,) * 3)
     row.segments.append(1)
     row.targets.append(-100)
+    row.shown.append(0)
+    row.wanted.append(0)
+    row.tenths.append(-1)
 
 
 def evaluate(

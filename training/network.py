@@ -19,6 +19,7 @@ from torch.nn import functional as F
 PATCH = 16
 MERGE = 2
 POSITIONS = 4096  # native length, in positions
+SHARPNESS = 1.75  # first weight of the query and key norms: at 1, attention is too soft to single out one digit
 
 
 def build_config(tokenizer: Any) -> Any:
@@ -74,6 +75,8 @@ def build_model(tokenizer: Any, seed: int) -> Any:
                 torch.nn.init.normal_(weight, std=(weight.shape[1] * 2) ** -0.5)
             if name.endswith(("o_proj.weight", "down_proj.weight", "attn.proj.weight", "mlp.linear_fc2.weight")):
                 weight.mul_(0.3)
+            if name.endswith(("q_norm.weight", "k_norm.weight")):
+                weight.fill_(SHARPNESS)
         kernel = model.model.visual.patch_embed.proj.weight  # [hidden, 3, 2, 16, 16]
         torch.nn.init.normal_(kernel, std=0.03)
         kernel[:, :, 1] = kernel[:, :, 0]
@@ -100,6 +103,9 @@ class Batch:
     targets: Tensor  # [rows, length] int64: the next token where it belongs to an answer, else -100
     pictures: tuple[Pictures, ...]
     visual_index: Tensor  # [visual tokens] int64: their places in the flattened rows
+    shown: Tensor  # [rows, length] int64: number of the picture a visual token is of, from 1; else 0
+    wanted: Tensor  # [rows, length] int64: number of the picture that answers the token to be predicted; else 0
+    tenths: Tensor  # [rows, length] int64: stamp of a visual token's moment in tenths of a second; else -1
     feature_index: Tensor  # [visual tokens] int64: which cell of all pictures stands there; a still scene is seen once
 
 
@@ -226,7 +232,7 @@ def compile_blocks() -> None:
     run_block = torch.compile(vision_block, dynamic=True)
 
 
-def forward(model: Any, batch: Batch, dtype: torch.dtype, *, everywhere: bool = False) -> Tensor:
+def forward(model: Any, batch: Batch, dtype: torch.dtype, *, everywhere: bool = False, guidance: Any = None) -> Tensor:
     """Logits at the tokens that have a target [n, vocabulary]; with `everywhere` at all [rows, length, vocabulary]."""
     language = model.model.language_model
     rows, length = batch.ids.shape
@@ -245,9 +251,13 @@ def forward(model: Any, batch: Batch, dtype: torch.dtype, *, everywhere: bool = 
     cos, sin = cos[:, :, None, :half].to(dtype), sin[:, :, None, :half].to(dtype)  # [rows, length, 1, head_dim / 2]
     mask = attention_mask(batch.segments, dtype)
     for number, layer in enumerate(language.layers):
+        if guidance is not None:
+            guidance.before(number, layer, x, cos, sin, mask)
         x = run_layer(layer, x, cos, sin, mask)
         if number < len(taps):
             x = x.flatten(0, 1).index_add(0, batch.visual_index, taps[number]).view(rows, length, width)
+        if guidance is not None:
+            guidance.after(number, x)
     if not everywhere:
         x = x[batch.targets >= 0]
     return linear(rms_norm(x.to(dtype), language.norm), model.lm_head)

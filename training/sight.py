@@ -8,6 +8,7 @@ picture teaches all it holds for a sixth of the price. The heads are thrown away
 from __future__ import annotations
 
 import string
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -79,12 +80,44 @@ def draw_sights(seed: str, level: Level, count: int) -> Sights:
     return Sights(np.stack([scene.pixels for scene in scenes]), letters, colours, shapes, boxes)
 
 
+def words_of(tokenizer: Any) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Token ids of the words that tell things apart: colours and shapes in English, then in Chinese."""
+
+    def first(text: str) -> int:
+        return int(tokenizer.encode(text, add_special_tokens=False)[0])
+
+    return (
+        [first(f" {name}") for name in COLOURS],
+        [first(f" {name}") for name in SHAPES],
+        [first(names[0]) for names in COLOURS.values()],
+        [first(names[0]) for _, names in SHAPES.values()],
+    )
+
+
+def alignment_loss(
+    model: Any, merged: Tensor, words: Sequence[Sequence[int]], colours: Tensor, shapes: Tensor
+) -> Tensor:
+    """A cell with a red circle should look like the words for it, so that a question finds it by likeness alone."""
+    table = model.model.language_model.embed_tokens.weight
+    width = table.shape[1]
+    cells = F.rms_norm(merged.float().flatten(0, 1), (width,))
+    total = cells.new_zeros(())
+    for ids, target in zip(words, (colours, shapes, colours, shapes), strict=True):
+        names = F.rms_norm(table[torch.tensor(ids, device=table.device)], (width,))
+        likeness = cells @ names.T * width**-0.5
+        logits = torch.cat((likeness.new_full((len(cells), 1), 2.0), likeness), dim=1)  # 2: unlike any of them
+        weight = torch.ones(logits.shape[1], device=cells.device)
+        weight[0] = 0.15
+        total = total + F.cross_entropy(logits, target, weight=weight, ignore_index=IGNORED) / 4
+    return total
+
+
 def build_heads(width: int) -> nn.Linear:
     return nn.Linear(width, sum(WIDTHS))
 
 
 def sight_loss(
-    model: Any, heads: nn.Linear, sights: Sights, dtype: torch.dtype, device: str
+    model: Any, heads: nn.Linear, words: Sequence[Sequence[int]], sights: Sights, dtype: torch.dtype, device: str
 ) -> tuple[Tensor, dict[str, float]]:
     """The loss and the shares right: of letters, colours and shapes that are there, and the mean error of box sides."""
     pixels = torch.from_numpy(sights.pixels).to(device)
@@ -96,8 +129,8 @@ def sight_loss(
     wanted = [torch.from_numpy(array).to(device).flatten() for array in (sights.letters, sights.colours, sights.shapes)]
     places = torch.from_numpy(sights.boxes).to(device)
     there = ~places.isnan().any(-1)
-    total = torch.zeros((), device=device)
-    told = {}
+    total = 2 * alignment_loss(model, merged, words, wanted[1], wanted[2])
+    told = {"alike": float(total.detach())}
     for name, logits, target in zip(
         ("letters", "colours", "shapes"), (letters, colours.flatten(0, 1), shapes.flatten(0, 1)), wanted, strict=True
     ):

@@ -20,8 +20,9 @@ import torch
 from training.batches import Packed, draw_ahead
 from training.curriculum import STAGES, levels_of
 from training.evaluate import is_right
+from training.guidance import Guidance, build_probe
 from training.network import build_model, compile_blocks, forward
-from training.sight import build_heads, sight_loss
+from training.sight import build_heads, sight_loss, words_of
 from training.tokenizer import build_tokenizer
 
 
@@ -62,14 +63,25 @@ class Score:
         return " ".join(f"{skill}={self.of(skill):.3f}" for skill in sorted(self.asked))
 
 
+GUIDANCE_SHARE = 0.1
 SIGHT_SHARE = 0.3  # weight of the loss on cells beside the loss on answers
 
 
-def parameter_groups(model: Any, heads: Any) -> list[dict[str, Any]]:
-    matrices = [p for name, p in model.named_parameters() if p.ndim >= 2 and "embed" not in name]
-    others = [p for name, p in model.named_parameters() if not (p.ndim >= 2 and "embed" not in name)]
-    others += list(heads.parameters())
-    return [{"params": matrices, "weight_decay": 0.03}, {"params": others, "weight_decay": 0.0}]
+def parameter_groups(model: Any, heads: Any, probe: Any) -> list[dict[str, Any]]:
+    """Weight decay on matrices only. The query and key norms learn faster: they alone decide how sharply a token can
+    look, and a stamp is found only by looking sharply.
+    """
+    named = list(model.named_parameters())
+    sharpness = [p for name, p in named if name.endswith(("q_norm.weight", "k_norm.weight"))]
+    matrices = [p for name, p in named if p.ndim >= 2 and "embed" not in name]
+    taken = {id(p) for p in (*sharpness, *matrices)}
+    others = [p for _, p in named if id(p) not in taken] + list(heads.parameters())
+    return [
+        {"params": matrices, "weight_decay": 0.03, "speed": 1.0},
+        {"params": others, "weight_decay": 0.0, "speed": 1.0},
+        {"params": sharpness, "weight_decay": 0.0, "speed": 4.0},
+        {"params": list(probe.parameters()), "weight_decay": 0.0, "speed": 1.0},
+    ]
 
 
 def save(path: Path, modules: dict[str, Any], state: dict[str, Any]) -> None:
@@ -114,9 +126,11 @@ def main() -> None:
         model.load_state_dict(weights_of(args.source))
     model.to(args.device)
     heads = build_heads(model.config.text_config.hidden_size).to(args.device)
+    probe = build_probe(model.config.text_config.hidden_size).to(args.device)
+    words = words_of(tokenizer)
     average = copy.deepcopy(model)
-    optimizer = torch.optim.AdamW(parameter_groups(model, heads), lr=args.rate, betas=(0.9, 0.98), fused=True)
-    modules = {"model": model, "average": average, "heads": heads, "optimizer": optimizer}
+    optimizer = torch.optim.AdamW(parameter_groups(model, heads, probe), lr=args.rate, betas=(0.9, 0.98), fused=True)
+    modules = {"model": model, "average": average, "heads": heads, "probe": probe, "optimizer": optimizer}
     state: dict[str, Any] = {
         "step": 0,
         "stage": args.stage or 0,
@@ -157,20 +171,23 @@ def main() -> None:
         if args.minutes:
             rate *= 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1, minutes / args.minutes)))
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["speed"]
         step_batches, sights = queue.get()
         if sights is not None:
-            loss, told = sight_loss(model, heads, sights, dtype, args.device)
+            loss, told = sight_loss(model, heads, words, sights, dtype, args.device)
             (loss * SIGHT_SHARE).backward()
             for name, share in told.items():
                 score.watch(name, share)
         total = sum(int((packed.targets >= 0).sum()) for packed in step_batches)
         for packed in step_batches:
             batch = packed.batch(args.device)
-            logits = forward(model, batch, dtype)
+            guidance = Guidance(probe, batch)
+            logits = forward(model, batch, dtype, guidance=guidance)
             wanted = batch.targets[batch.targets >= 0]
             loss = torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="sum") / total
-            loss.backward()
+            (loss + GUIDANCE_SHARE / len(step_batches) * guidance.loss()).backward()
+            if guidance.found:
+                score.watch("looks", guidance.found)
             loss_shown += float(loss.detach())
             score.add(logits.detach().argmax(-1).cpu(), packed, wanted.cpu(), tokenizer)
             state["tokens"] += int((packed.segments >= 0).sum())
