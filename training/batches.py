@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import re
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ import torch
 from training.cases import Branch, Case, Exchange, Level, Moment, Still, make_case, with_few_sizes
 from training.network import Batch, Pictures, patches_of, picture_positions
 from training.sight import draw_sights
+
+PAGE = re.compile(r"Page (\d+): $")
 
 
 @dataclass
@@ -51,8 +54,16 @@ class Encoder:
     def row(self, case: Case) -> Row:
         row = Row([], [], [], [], [], [], [], [], [], [])
         place = self._text(row, "<|im_start|>user\n", 0, 0)
+        page = 0
         for part in case.context:
+            first = len(row.ids)
             place = self._text(row, part, place, 0) if isinstance(part, str) else self._picture(row, part, place)
+            if isinstance(part, str) and page:  # the text layer of a page shows the page, as its picture does
+                layer = len(self.encode(part[: part.rfind("Page ")] if "Page " in part else part))
+                row.shown[first : first + layer] = [len(row.visuals)] * layer
+                row.tenths[first : first + layer] = [page * 10] * layer
+            if isinstance(part, str) and (number := PAGE.search(part)):
+                page = int(number[1])
         for segment, branch in enumerate(case.branches, 1):
             self._branch(row, branch, place, segment)
         return row

@@ -239,7 +239,7 @@ def picture_exchange(scene: Scene, level: Level, random: Random, language: str) 
         fields = {"colour": name[0], "shape": name[1]}
         if language == "zh":
             fields = {"colour": q.COLOURS[name[0]][0], "shape": random.choice(q.SHAPES[name[1]][1])}
-        return ask("is", random, language, q.is_answer(q.thing(*name, language), language), **fields)
+        return ask("is", random, language, q.is_answer(q.thing(*name, language), language), at=-1, **fields)
     if skill == "count" and names:
         colour, shape = random.choice(names)
         kind = random.random()
@@ -532,7 +532,7 @@ def video_case(level: Level, random: Random) -> Case:
                 form = random.randrange(1 << 30)
                 fields = {name: clock(v, language, Random(form)) for name, v in (("start", start), ("end", end))}
                 told_all = [(event.seconds, event.told(language)) for event in inside]
-                return ask("span", random, language, q.moments_answer(told_all, language), **fields)
+                return ask("span", random, language, q.moments_answer(told_all, language), at=-1, **fields)
         if skill == "timeline":
             told_all = [(event.seconds, event.told(language)) for event in events if not event.is_empty]
             if 1 <= len(told_all) <= 8:
@@ -582,10 +582,11 @@ def document_case(level: Level, random: Random) -> Case:
         text = random.choice(said[index])
         if kind < 0.65 and everything.count(text.lower()) == 1:
             asked = called_text(text, language, random, with_word=random.random() < 0.4)
-            return ask("page", random, language, q.page_answer(text, first + index, language), text=asked)
+            answer = q.page_answer(text, first + index, language)
+            return ask("page", random, language, answer, at=index, text=asked)
         if kind < 0.8:
             answer = q.page_says_answer(" ".join(said[index]), first + index, language)
-            return ask("page_says", random, language, answer, page=first + index)
+            return ask("page_says", random, language, answer, at=index, page=first + index)
         if kind < 0.97:
             text = other_text([text for texts in said for text in texts], random, 8)
             answer = q.absent_answer(q.quoted(text, language), language)

@@ -113,7 +113,7 @@ STAGES = (
     Stage(FOURTH, {"name": 0.95, "when": 0.93, "what_at": 0.9, "page": 0.9, "read": 0.8}, 20_000, 8_000, 8_000),
     Stage(FIFTH, {}, 10**9, 12_000, 12_000),
 )
-KEPT = 0.2  # share of every step that stays with the stage before, so that nothing is forgotten
+KEPT = 0.3  # share of every step that stays with the stage before, so that nothing is forgotten
 
 
 def levels_of(stage: int) -> list[tuple[Level, float]]:

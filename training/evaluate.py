@@ -25,10 +25,12 @@ from training.network import forward
 STAMP = re.compile(r"(\d+\.\d)(?= seconds|秒)")
 EVALUATED = Level(
     kinds=(("picture", 3), ("text", 1.5), ("pictures", 1), ("video", 4), ("document", 1.5), ("nothing", 0.4)),
-    picture_pixels=(4096, 36_864),
-    frame_pixels=(4096, 9216),
-    moments=(10, 40),
-    pages=(3, 12),
+    picture_pixels=(4096, 16_384),
+    frame_pixels=(4096, 8192),
+    moments=(5, 40),
+    seconds=120.0,
+    words=0.1,
+    pages=(2, 8),
     longest_text=8,
     branches=4,
     turns=0.0,

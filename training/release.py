@@ -16,8 +16,8 @@ from training.evaluate import EVALUATED, evaluate
 from training.network import POSITIONS, build_model
 from training.tokenizer import build_tokenizer
 
-IMAGE_PIXELS = (4096, 36_864)  # least and most of one picture or page: 4 to 36 visual tokens
-FRAME_PIXELS = (4096, 9216)  # of one video frame: 4 to 9 visual tokens
+IMAGE_PIXELS = (4096, 16_384)  # least and most of one picture or page: 4 to 16 visual tokens
+FRAME_PIXELS = (4096, 8192)  # of one video frame: 4 to 8 visual tokens
 SKILLS = {
     "name": "says which coloured shapes are in a picture, and their colour or shape",
     "count": "counts shapes, up to 6",
