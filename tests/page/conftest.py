@@ -153,7 +153,7 @@ class Visit:
             "count => document.querySelectorAll('.qv-answer[data-turn]').length === count"
             " && !document.querySelector('.qv-writing') && !document.querySelector('.qv-is-stop')",
             arg=answers,
-            timeout=10_000,
+            timeout=30_000,
         )
 
     def answer(self) -> str:
@@ -179,7 +179,7 @@ class Visit:
             "at => { const v = document.querySelector('#qv-video');"
             " return v && v.readyState >= 2 && !v.seeking && Math.abs(v.currentTime - at) < 0.2; }",
             arg=seconds,
-            timeout=10_000,
+            timeout=30_000,
         )
         wanted = list(colour_at(seconds))
         self.page.wait_for_timeout(50)
@@ -204,7 +204,7 @@ def visit(house: House, chromium: Any) -> Iterator[Callable[..., Visit]]:
         else:
             context = beside.page.context
         page = context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(30_000)
         here = Visit(page, at)
         page.on("console", lambda message: here.complaints.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: here.complaints.append(str(error)))

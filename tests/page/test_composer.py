@@ -14,7 +14,7 @@ pytestmark = pytest.mark.browser
 def test_the_cost_is_shown_before_anything_is_sent(visit, house):
     here = visit()
     here.attach("colours.mp4", "contract.pdf")
-    meter = here.page.wait_for_selector(".qv-gauge:has-text('moments')", timeout=10_000)
+    meter = here.page.wait_for_selector(".qv-gauge:has-text('moments')", timeout=30_000)
     words = meter.inner_text()
     assert "7 pages" in words
     assert "of 262K tokens" in words
@@ -27,14 +27,14 @@ def test_what_does_not_fit_is_refused_with_the_plan_that_would(visit, house):
     try:
         here.attach("contract.pdf")
         here.page.fill("#qv-question", "Sum it up.")
-        here.page.wait_for_selector(".qv-trouble:has-text('tokens')", timeout=10_000)
+        here.page.wait_for_selector(".qv-trouble:has-text('tokens')", timeout=30_000)
         here.page.press("#qv-question", "Enter")
         here.page.wait_for_function("!document.querySelector('.qv-pending')")
         assert here.page.input_value("#qv-question") == "Sum it up."  # nothing is lost
         assert here.page.locator(".qv-composer .qv-chip").count() == 1
-        here.page.wait_for_selector(".qv-trouble .qv-small", timeout=10_000, state="attached")
+        here.page.wait_for_selector(".qv-trouble .qv-small", timeout=30_000, state="attached")
         here.page.click(".qv-trouble .qv-small")
-        here.page.wait_for_selector(".qv-gauge:has-text('pages')", timeout=10_000)
+        here.page.wait_for_selector(".qv-gauge:has-text('pages')", timeout=30_000)
         here.page.press("#qv-question", "Enter")
         here.settled()
     finally:
@@ -45,7 +45,7 @@ def test_a_broken_file_gets_a_sentence_and_the_rest_goes_on(visit, house):
     here = visit()
     here.page.fill("#qv-question", "Keep this.")
     here.page.set_input_files("#qv-picker", [str(house.files / "broken.mp4"), str(house.files / "scene.png")])
-    trouble = here.page.wait_for_selector(".qv-trouble", timeout=10_000)
+    trouble = here.page.wait_for_selector(".qv-trouble", timeout=30_000)
     assert "broken.mp4" in trouble.inner_text()
     here.complaints[:] = [each for each in here.complaints if "400" not in each and "415" not in each]
     here.page.wait_for_function(
@@ -69,7 +69,7 @@ def test_files_can_be_dropped_anywhere_and_removed(visit, house):
         }""",
         list(data),
     )
-    here.page.wait_for_selector(".qv-composer .qv-chip:has-text('640 × 480')", timeout=10_000)
+    here.page.wait_for_selector(".qv-composer .qv-chip:has-text('640 × 480')", timeout=30_000)
     here.page.click("[aria-label='Remove dropped.png']")
     assert here.page.locator(".qv-composer .qv-chip").count() == 0
     assert here.page.locator("#qv-send").is_disabled()

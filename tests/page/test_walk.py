@@ -21,7 +21,7 @@ def test_a_stamp_opens_its_second_while_the_answer_streams(visit, house):
     house.engine.gate = Gate(after=2)
     here = visit()
     here.ask("When does it turn?", "colours.mp4")
-    stamp = here.page.wait_for_selector("a.qv-cite:has-text('第12秒')", timeout=10_000)
+    stamp = here.page.wait_for_selector("a.qv-cite:has-text('第12秒')", timeout=30_000)
     assert here.page.locator(".qv-writing").count() == 1
     stamp.click()
     here.sees_second(12)
@@ -40,7 +40,7 @@ def test_a_slow_press_on_a_growing_paragraph_opens_the_link(visit, house):
     house.engine.pace = 0.02
     here = visit()
     here.ask("When?", "colours.mp4")
-    here.page.wait_for_selector("a.qv-cite:has-text('第12秒')", timeout=10_000)
+    here.page.wait_for_selector("a.qv-cite:has-text('第12秒')", timeout=30_000)
     here.page.wait_for_timeout(500)  # the evidence pane has slid in, nothing moves any more
     x, y = here.page.evaluate(
         """() => {
@@ -232,7 +232,7 @@ def test_stop_in_prefill_and_in_decode(visit, house):
     house.engine.gate = Gate(prefill=True)
     here = visit()
     here.ask("Read it.", "contract.pdf")
-    here.page.wait_for_selector(".qv-progress:has-text('Reading')", timeout=10_000)
+    here.page.wait_for_selector(".qv-progress:has-text('Reading')", timeout=30_000)
     here.page.click("#qv-send")
     assert house.engine.wait_for(lambda: house.engine.running is None)
     here.settled()
@@ -242,7 +242,7 @@ def test_stop_in_prefill_and_in_decode(visit, house):
     house.engine.gate = Gate()
     house.engine.script, house.engine.endless, house.engine.pace = "la ", True, 0.01
     here.ask("Sing.")
-    here.page.wait_for_selector(".qv-writing .qv-text:has-text('la la')", timeout=10_000)
+    here.page.wait_for_selector(".qv-writing .qv-text:has-text('la la')", timeout=30_000)
     here.page.keyboard.press("Escape")
     assert house.engine.wait_for(lambda: house.engine.running is None)
     here.settled(2)
@@ -254,9 +254,9 @@ def test_the_place_in_the_queue_is_shown(visit, house):
     house.engine.gate = Gate(prefill=True)
     first, second = visit(), visit()
     first.ask("One.")
-    first.page.wait_for_selector(".qv-progress:has-text('Reading')", timeout=10_000)
+    first.page.wait_for_selector(".qv-progress:has-text('Reading')", timeout=30_000)
     second.ask("Two.")
-    second.page.wait_for_selector(".qv-progress:has-text('Waiting: 1 before you')", timeout=10_000)
+    second.page.wait_for_selector(".qv-progress:has-text('Waiting: 1 before you')", timeout=30_000)
     house.engine.gate.release()
     first.settled()
     second.settled()
@@ -296,9 +296,9 @@ def test_a_reload_joins_the_running_answer(visit, house):
     house.engine.gate = Gate(after=3)
     here = visit()
     here.ask("Go on.")
-    here.page.wait_for_selector(".qv-text:has-text('Before the reload')", timeout=10_000)
+    here.page.wait_for_selector(".qv-text:has-text('Before the reload')", timeout=30_000)
     here.reload()
-    here.page.wait_for_selector(".qv-writing .qv-text:has-text('Before the reload')", timeout=10_000)
+    here.page.wait_for_selector(".qv-writing .qv-text:has-text('Before the reload')", timeout=30_000)
     house.engine.gate.release()
     here.settled()
     assert here.answer() == "Before the reload and after."
@@ -310,7 +310,7 @@ def test_thinking_is_folded_with_its_duration(visit, house):
     house.engine.gate = Gate(after=4)
     here = visit()
     here.ask("Think.")
-    here.page.wait_for_selector(".qv-thoughts[open] .qv-thoughts-text:has-text('Let me')", timeout=10_000)
+    here.page.wait_for_selector(".qv-thoughts[open] .qv-thoughts-text:has-text('Let me')", timeout=30_000)
     house.engine.gate.release()
     here.settled()
     assert here.page.locator(".qv-thoughts[open]").count() == 0
@@ -323,10 +323,10 @@ def test_a_failure_of_the_engine_is_one_sentence(visit, house):
     house.engine.fail = EngineError("The engine fell over. Try again.")
     here = visit()
     here.ask("Fall.")
-    here.page.wait_for_selector(".qv-note.qv-bad:has-text('The engine fell over. Try again.')", timeout=10_000)
+    here.page.wait_for_selector(".qv-note.qv-bad:has-text('The engine fell over. Try again.')", timeout=30_000)
     house.engine.fail = None
     here.page.click(".qv-answer [title='Answer again']")
-    here.page.wait_for_selector("text=Hello from the script.", timeout=10_000)
+    here.page.wait_for_selector("text=Hello from the script.", timeout=30_000)
 
 
 STILL_COLOUR = """() => {
