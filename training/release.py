@@ -51,6 +51,7 @@ def write_checkpoint(model: Any, tokenizer: Any, folder: Path) -> None:
         "trained": True,
         "image_pixels": list(IMAGE_PIXELS),
         "frame_pixels": list(FRAME_PIXELS),
+        "most_moments": MOST_MOMENTS,
         "sampling": {"temperature": 0.0, "presence_penalty": 0.0, "max_tokens": 512},
     }
     write_json(folder / "config.json", config)

@@ -10,7 +10,7 @@ import torch
 from training.cases import Level
 from training.network import build_model
 from training.scenes import draw_text, draw_things
-from training.sight import CHARACTERS, IGNORED, WIDTHS, build_heads, describe, draw_sights, sight_loss
+from training.sight import CHARACTERS, IGNORED, WIDTHS, build_heads, describe, draw_sights, sight_loss, words_of
 from training.tokenizer import build_tokenizer
 
 
@@ -35,14 +35,15 @@ def test_a_thing_is_in_the_cell_of_its_middle() -> None:
 
 def test_the_loss_falls_on_one_batch() -> None:
     torch.set_num_threads(1)
-    model = build_model(build_tokenizer(), 1)
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer, 1)
     heads = build_heads(256)
     sights = draw_sights("x", Level((), picture_pixels=(4096, 4096), longest_text=2), 8)
     assert sights.letters.shape == (8, 4, 4) and (sights.colours >= IGNORED).all() and sum(WIDTHS) == 272
     optimizer = torch.optim.AdamW([*model.model.visual.parameters(), *heads.parameters()], lr=1e-3)
     losses = []
     for _ in range(12):
-        loss, told = sight_loss(model, heads, sights, torch.float32, "cpu")
+        loss, told = sight_loss(model, heads, words_of(tokenizer), sights, torch.float32, "cpu")
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
