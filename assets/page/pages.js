@@ -4,6 +4,13 @@ import { fill, h, iconButton, t } from "./dom.js";
 import { address } from "./session.js";
 import { overlay } from "./picture.js";
 
+/** What a sentence quotes: in quotation marks, or numbers of three digits and more. */
+function quoted(link) {
+  const said = (link.around || "").replace(link.words || "", " ");
+  const marked = [...said.matchAll(/["“「『]([^"“”「」『』]{2,80})["”」』]/g)].map((match) => match[1]);
+  return [...new Set([...marked, ...(said.match(/\d[\d.,]*\d{2}/g) || [])])].slice(0, 4);
+}
+
 export function pages(file) {
   const view = overlay();
   const box = h("input.qv-page-box", { type: "text", inputMode: "numeric", label_t: "page", maxLength: 5 });
@@ -14,6 +21,7 @@ export function pages(file) {
   const element = h("div.qv-document", { tabindex: -1 }, h("div.qv-pager", {}, before, h("label", {}, box, total), after, h("span.qv-grow"), chips), view.element);
   let page = 0;
   let links = [];
+  const found = new Map(); // "page words" -> boxes in thousandths
 
   box.addEventListener("change", () => { const wanted = parseInt(box.value, 10); show(Number.isNaN(wanted) ? page : wanted); });
   element.addEventListener("keydown", (event) => {
@@ -45,9 +53,25 @@ export function pages(file) {
   }
 
   function mark() {
-    view.marks(links.filter((link) => link.page === page));
+    const here = links.filter((link) => link.page === page);
+    view.marks([...here, ...here.filter((link) => !link.box && !link.point).flatMap(passages)]);
     const cited = [...new Set(links.map((link) => link.page))];
     fill(chips, cited.slice(0, 12).map((number) => h("button.qv-small", { type: "button", "aria-pressed": String(number === page), title: t("page_number", { n: number }), onclick: () => show(number) }, String(number))));
+  }
+
+  /** Where the page's own text says what a citation quotes, as marks; what is not known yet is asked for. */
+  function passages(link) {
+    return quoted(link).flatMap((words) => {
+      const key = `${page} ${words}`;
+      if (!found.has(key)) {
+        found.set(key, []);
+        fetch(address(`page/${file.id}/${page}/words?find=${encodeURIComponent(words)}`))
+          .then((reply) => (reply.ok ? reply.json() : { boxes: [] }))
+          .then(({ boxes }) => { found.set(key, boxes); if (boxes.length) mark(); })
+          .catch(() => found.delete(key)); // the server was away: asked again when the page is drawn again
+      }
+      return found.get(key).map((area) => ({ href: link.href, page, box: area, label: words }));
+    });
   }
 
   show(1);

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from qwen3vl_webui.errors import MediaError, NotFound
-from qwen3vl_webui.media.document import page_image
+from qwen3vl_webui.media.document import find_text, page_image
 from qwen3vl_webui.media.image import display_image
 from qwen3vl_webui.media.playback import how_to_play, thumbnail
 from qwen3vl_webui.media.values import Clip, Document, Image
@@ -49,6 +49,7 @@ VIDEO_TYPES = {
 Longest = Annotated[int, Query(ge=16, le=4096)]
 Width = Annotated[int, Query(ge=16, le=4096)]
 ThumbWidth = Annotated[int, Query(ge=16, le=1280)]
+Words = Annotated[str, Query(min_length=1, max_length=200)]
 
 
 class ServerPath(BaseModel):
@@ -71,7 +72,7 @@ def media_routes(services: Services) -> APIRouter:
 
     router = APIRouter(route_class=RefusingRoute, lifespan=lifespan)
 
-    async def find(request: Request, file_id: str) -> Stored:
+    async def find_file(request: Request, file_id: str) -> Stored:
         return await to_thread.run_sync(store.file, owner_of(request), file_id)
 
     async def serve(request: Request, stored: Stored, name: str, make: Callable[[], bytes]) -> Response:
@@ -99,7 +100,7 @@ def media_routes(services: Services) -> APIRouter:
 
     @router.api_route("/media/{file_id}", methods=["GET", "HEAD"])
     async def media(request: Request, file_id: str, original: bool = False) -> Response:
-        stored = await find(request, file_id)
+        stored = await find_file(request, file_id)
         if isinstance(stored.media, Clip) and not original:
             copy = store.playable_path(stored.digest)
             if copy.exists():
@@ -110,7 +111,7 @@ def media_routes(services: Services) -> APIRouter:
 
     @router.get("/media/{file_id}/state")
     async def state(request: Request, file_id: str) -> dict[str, Any]:
-        stored = await find(request, file_id)
+        stored = await find_file(request, file_id)
         url = f"/media/{file_id}"
         if not isinstance(stored.media, Clip):
             return {"play": "as_is", "progress": 1.0, "url": url, "sentence": ""}
@@ -121,7 +122,7 @@ def media_routes(services: Services) -> APIRouter:
 
     @router.get("/thumb/{file_id}/{seconds}.webp")
     async def thumb(request: Request, file_id: str, seconds: float, width: ThumbWidth = 320) -> Response:
-        stored = await find(request, file_id)
+        stored = await find_file(request, file_id)
         clip = stored.media
         if not isinstance(clip, Clip):
             raise NotFound("This file is not a video.")
@@ -132,15 +133,23 @@ def media_routes(services: Services) -> APIRouter:
 
     @router.get("/page/{file_id}/{page}.webp")
     async def page(request: Request, file_id: str, page: int, width: Width = 1200) -> Response:
-        stored = await find(request, file_id)
+        stored = await find_file(request, file_id)
         document = stored.media
         if not isinstance(document, Document) or not 1 <= page <= document.pages:
             raise NotFound(f"There is no page {page}.")
         return await serve(request, stored, f"p{page}-{width}.webp", lambda: page_image(document, page, width))
 
+    @router.get("/page/{file_id}/{page}/words")
+    async def words(request: Request, file_id: str, page: int, find: Words) -> dict[str, Any]:
+        stored = await find_file(request, file_id)
+        document = stored.media
+        if not isinstance(document, Document) or not 1 <= page <= document.pages:
+            raise NotFound(f"There is no page {page}.")
+        return {"boxes": await to_thread.run_sync(find_text, document, page, find)}
+
     @router.get("/picture/{file_id}.webp")
     async def picture(request: Request, file_id: str, longest: Longest = 1600) -> Response:
-        stored = await find(request, file_id)
+        stored = await find_file(request, file_id)
         image = stored.media
         if not isinstance(image, Image):
             raise NotFound("This file is not a picture.")

@@ -486,3 +486,16 @@ def test_what_is_written_while_a_question_is_accepted_stays(visit, house, monkey
     here.page.press("#qv-question", "Enter")
     here.settled(2)
     assert here.page.locator(".qv-bubble").all_inner_texts() == ["First.", "Then this."]
+
+
+def test_a_quoted_passage_is_marked_on_its_page(visit, house):
+    house.engine.script = 'The words "Agreement, page 3" are on page 3.'
+    here = visit()
+    here.ask("Which page?", "contract.pdf")
+    here.settled()
+    here.page.click("a.qv-cite:has-text('page 3')")
+    here.page.wait_for_selector(".qv-document[data-page='3']")
+    here.page.wait_for_selector(".qv-document rect.qv-box-shape")  # by the page's own text layer
+    here.page.click(".qv-pager [title='Next page']")
+    here.page.wait_for_selector(".qv-document[data-page='4']")
+    assert here.page.locator(".qv-document rect.qv-box-shape").count() == 0

@@ -277,6 +277,17 @@ def test_a_thumbnail_shows_its_second(site: Site, film: dict[str, Any]) -> None:
     assert beyond.size == (320, 180)
 
 
+def test_the_words_of_a_page_are_found_where_they_stand(site: Site, made: Path) -> None:
+    paper = site.upload(clips.pdf(made / "words.pdf", ["first", "the code is 7342"]))
+    boxes = site.client.get(f"/page/{paper['id']}/2/words", params={"find": "7342"}).json()["boxes"]
+    assert len(boxes) == 1
+    left, top, right, bottom = boxes[0]
+    assert 0 <= left < right <= 1000 and 0 <= top < bottom <= 1000
+    assert site.client.get(f"/page/{paper['id']}/1/words", params={"find": "7342"}).json() == {"boxes": []}
+    assert site.client.get(f"/page/{paper['id']}/3/words", params={"find": "7342"}).status_code == 404
+    assert site.client.get(f"/page/{paper['id']}/1/words", params={"find": "x" * 300}).status_code == 400
+
+
 def test_pages_and_pictures_come_at_the_size_asked(site: Site, made: Path) -> None:
     paper, picture = site.upload(made / "paper.pdf"), site.upload(made / "picture.png")
     assert webp(site.client.get(f"/page/{paper['id']}/2.webp?width=300")).width == 300
