@@ -18,6 +18,7 @@ from training.tokenizer import build_tokenizer
 
 IMAGE_PIXELS = (4096, 16_384)  # least and most of one picture or page: 4 to 16 visual tokens
 FRAME_PIXELS = (4096, 8192)  # of one video frame: 4 to 8 visual tokens
+MOST_MOMENTS = 24  # of one video, when nobody asks for more: what the curriculum has reached well
 SKILLS = {
     "name": "says which coloured shapes are in a picture, and their colour or shape",
     "count": "counts shapes, up to 6",
