@@ -1,6 +1,6 @@
 """Write a training run as the bundled checkpoint: `python -m training.release --run runs/demo`.
 
-The averaged weights in float16, every file stock transformers asks for, and a model card with what was measured.
+The weights in float16, every file stock transformers asks for, and a model card with what was measured.
 """
 
 from __future__ import annotations
@@ -103,9 +103,9 @@ text layer). Boxes count from IoU 0.5, times within one second, everything else 
 {rows}
 
 ## Training
-{step} steps, {answers} answers, {tokens} tokens, {hours} hours on {device} shared with other work; AdamW, moving
-average of the weights, loss on answers (and, for the vision tower, on what each cell of a picture holds), a curriculum
-from one thing in one picture to long clips (`training/curriculum.py`). The data is drawn while training; there is no
+{step} steps, {answers} answers, {tokens} tokens, {hours} hours on {device} shared with other work; AdamW, loss
+on answers (and, only while training, on what each cell of a picture holds and where an answer looks), a curriculum
+from one thing in one picture to long clips (`training/curriculum.py`), the rate annealed to nothing at the end. The data is drawn while training; there is no
 data set. `training/README.md` says how to go on from here.
 
 ## Limits
@@ -157,6 +157,9 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/demo"))
     parser.add_argument("--to", type=Path, default=Path("assets/demo-model"))
     parser.add_argument("--device", default="2 CPU cores", help="what it was trained on, for the model card")
+    parser.add_argument(
+        "--weights", default="model", choices=("model", "average"), help="as they are (after annealing) or averaged"
+    )
     parser.add_argument("--cases", type=int, default=300)
     parser.add_argument("--seed", type=int, default=77_003)
     parser.add_argument("--threads", type=int, default=2)
@@ -165,7 +168,7 @@ def main() -> None:
     saved = torch.load(args.run / "checkpoint.pt", weights_only=True, map_location="cpu")
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, 0)
-    model.load_state_dict(saved["average"])
+    model.load_state_dict(saved[args.weights])
     args.to.mkdir(parents=True, exist_ok=True)
     write_checkpoint(model, tokenizer, args.to)
     from transformers import Qwen3VLForConditionalGeneration
