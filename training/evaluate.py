@@ -139,8 +139,8 @@ def evaluate(
         single += [Case(case.context, (branch[:1],)) for branch in case.branches]
     single.sort(key=lambda case: len(case.context))
     table: dict[str, dict[str, list[int]]] = defaultdict(lambda: {"en": [0, 0], "zh": [0, 0]})
-    for start in range(0, len(single), 16):
-        group = single[start : start + 16]
+    for start in range(0, len(single), 8):
+        group = single[start : start + 8]
         for case, answer in zip(group, greedy(model, encoder, group, dtype=dtype), strict=True):
             exchange = case.branches[0][0]
             right = is_right(exchange, answer)

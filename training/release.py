@@ -105,7 +105,8 @@ text layer). Boxes count from IoU 0.5, times within one second, everything else 
 ## Training
 {step} steps, {answers} answers, {tokens} tokens, {hours} hours on {device} shared with other work; AdamW, loss
 on answers (and, only while training, on what each cell of a picture holds and where an answer looks), a curriculum
-from one thing in one picture to long clips (`training/curriculum.py`), the rate annealed to nothing at the end. The data is drawn while training; there is no
+from one thing in one picture to long clips (`training/curriculum.py`), the rate annealed to nothing at the end. The
+data is drawn while training; there is no
 data set. `training/README.md` says how to go on from here.
 
 ## Limits
