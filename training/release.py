@@ -19,44 +19,20 @@ from training.tokenizer import build_tokenizer
 IMAGE_PIXELS = (4096, 16_384)  # least and most of one picture or page: 4 to 16 visual tokens
 FRAME_PIXELS = (4096, 8192)  # of one video frame: 4 to 8 visual tokens
 MOST_MOMENTS = 24  # of one video, when nobody asks for more: what the curriculum has reached well
-RELIABLE = 0.7  # from this share of right answers on, over both languages, a skill is not called weak
 SKILLS = {
-    "name": "says which coloured shapes are in a picture",
-    "colour": "says the colour of a shape",
-    "shape": "says the shape of a colour",
+    "name": "says which coloured shapes are in a picture, and their colour or shape",
     "count": "counts shapes, up to 6",
-    "where": "gives the box of a shape as bbox_2d JSON",
+    "locate": "gives the box of a shape as bbox_2d JSON",
     "read": "reads one printed word or number of up to 8 characters",
-    "compare": "says which of up to 4 pictures has a shape",
-    "picture_shows": "says what is in picture 1 to 4",
-    "when": "says at which second a shape appears in a video",
-    "what_at": "says what is shown at a time",
-    "all_times": "lists every time a shape appears",
+    "when": "says at which second a shape or word appears in a video",
+    "what at": "says what is shown at a time",
+    "all times": "lists every time a shape or word appears",
     "span": "lists what is shown between two times",
-    "timeline": "lists what a video shows",
     "page": "finds the page of a PDF that says a word or number",
-    "page_says": "says what is on a page",
+    "compare": "says which of up to 4 pictures has a shape",
     "absent": "says when something is not there",
     "refuse": "says what it can do when asked for anything else",
 }
-
-
-def weak_skills(table: dict[str, Any]) -> list[str]:
-    """Skills that are right less often than `RELIABLE`, or were not asked."""
-
-    def share(skill: str) -> float:
-        cells = list(table.get(skill, {}).values())
-        return sum(right for right, _ in cells) / max(1, sum(asked for _, asked in cells))
-
-    return [skill for skill in SKILLS if share(skill) < RELIABLE]
-
-
-def write_claims(folder: Path, table: dict[str, Any]) -> None:
-    """What the page's banner may say, into config.json."""
-    config = json.loads((folder / "config.json").read_text())
-    weak = weak_skills(table)
-    config["qwen3vl_webui"] |= {"skills": [skill for skill in SKILLS if skill not in weak], "weak_skills": weak}
-    write_json(folder / "config.json", config)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -114,11 +90,6 @@ so that the page can be tried, tested and measured without a GPU or a download; 
 ## What it can do
 {skills}
 
-## What it is still weak at
-Less than {reliable} of the answers were right, or none was asked for:
-
-{weak}
-
 Colours: red, orange, yellow, green, blue, purple, black, white. Shapes: circle, square, triangle, star, heart, cross.
 The wordings it was trained on are in `training/questions.py`.
 
@@ -149,15 +120,13 @@ data set. `training/README.md` says how to go on from here.
 
 
 def card(state: dict[str, Any], table: dict[str, Any], parameters: int, device: str, seed: int) -> str:
-    rows, weak = [], weak_skills(table)
+    rows = []
     for skill, by_language in table.items():
         cells = [f"{100 * right / asked:.1f} % of {asked}" if asked else "-" for right, asked in by_language.values()]
         rows.append(f"| {skill} | {' | '.join(cells)} |")
     return CARD.format(
         millions=f"{parameters / 1e6:.1f}",
-        skills="\n".join(f"- **{name}**: {what}." for name, what in SKILLS.items() if name not in weak),
-        weak="\n".join(f"- **{name}**: {SKILLS[name]}." for name in weak),
-        reliable=f"{RELIABLE:.0%}",
+        skills="\n".join(f"- **{name}**: {what}." for name, what in SKILLS.items()),
         seed=seed,
         image=f"{EVALUATED.picture_pixels[1]:,}",
         moments=" to ".join(map(str, EVALUATED.moments)),
@@ -208,7 +177,6 @@ def main() -> None:
     rounded = Qwen3VLForConditionalGeneration.from_pretrained(args.to, dtype=torch.float32).eval()
     table = evaluate(rounded, tokenizer, EVALUATED, cases=args.cases, seed=args.seed, dtype=torch.float32)
     parameters = sum(p.numel() for p in rounded.parameters())
-    write_claims(args.to, table)
     (args.to / "README.md").write_text(card(saved, table, parameters, args.device, args.seed))
     write_skills(args.to, table)
     write_json(
