@@ -1,6 +1,6 @@
 // The running answer as it arrives: no picture of its own, it hands what came to the panes.
 
-import { ask, command, emit, isStale, replaced, state } from "./session.js";
+import { ask, command, emit, isStale, repeat, replaced, state } from "./session.js";
 import { recall, remember } from "./dom.js";
 
 const SILENCE = 15_000; // the server speaks at least every 5 s while an answer runs
@@ -53,11 +53,13 @@ function reopen(conversation = state.thread.conversation) {
 
 const PATIENCE = 20_000; // a command that got no answer: planning a very long video may take that long
 const DESPAIR = 180_000;
+const AGAIN = 2_500; // opening costs nothing: asked once more when its answer was lost behind an older one's
 
 /** A command whose answer was lost must not keep the box locked. */
 async function giveUp() {
   const sent = state.sent;
   const waited = sent ? performance.now() - sent.at : 0;
+  if (sent?.do === "open" && waited > AGAIN && waited < PATIENCE) repeat();
   if (waited < PATIENCE) return;
   const isThere = await ask("status").then(() => true, () => false);
   if (state.sent !== sent || (isThere && waited < DESPAIR)) return;

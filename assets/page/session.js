@@ -53,6 +53,13 @@ export function command(detail) {
   return numbered.command;
 }
 
+/** Sends the unanswered command again under its number: Gradio shows a pane only the last of the values that come
+ *  together, so an older command's last word can swallow a newer one's only answer. */
+export function repeat() {
+  const { answers, at, ...detail } = state.sent;
+  if (trigger) trigger("command", detail);
+}
+
 const tab = Math.random().toString(36).slice(2, 8);
 const servers = {};
 const serverWaits = [];

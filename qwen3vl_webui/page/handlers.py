@@ -202,7 +202,9 @@ def make_converse(services: Services) -> Callable[[gr.EventData, gr.Request], As
             raise Unsupported("The page and the server do not match. Reload the page.")
         if job is None:
             live = {"command": command, "conversation": conversation.id, "state": "done"}
-            yield {**await to_thread.run_sync(thread_of, conversation), "command": command}, live
+            thread = {**await to_thread.run_sync(thread_of, conversation), "command": command}
+            if not replaced.is_set():  # a late answer would hide the newer command's
+                yield thread, live
             return
         async with aclosing(watch(job, owner, conversation, command, replaced)) as updates:
             async for update in updates:

@@ -7,6 +7,7 @@ import pytest
 
 from qwen3vl_webui.conversation import Conversation
 from qwen3vl_webui.errors import EngineError
+from qwen3vl_webui.page.handlers import Watches
 from qwen3vl_webui.web import playable
 from tests.clips import colour_at
 from tests.scripted_engine import Gate
@@ -436,6 +437,24 @@ def test_a_question_into_a_running_answer_is_refused_and_kept(visit, house):
     second.page.press("#qv-question", "Enter")
     second.settled(3)
     assert second.page.locator(".qv-trouble").is_hidden()
+
+
+def test_an_opening_whose_answer_was_lost_is_asked_again(visit, house, monkeypatch):
+    house.services.store.save("local", Conversation(title="Kept").ask("Kept?"))
+    one = visit()
+    begin, lost = Watches.begin, []
+
+    def losing(self, session):
+        replaced = begin(self, session)
+        if not lost:
+            lost.append(replaced)
+            replaced.set()  # as if a newer command had begun: this one gets no answer
+        return replaced
+
+    monkeypatch.setattr(Watches, "begin", losing)
+    one.page.click(".qv-entry-title")
+    one.page.wait_for_selector(".qv-bubble:has-text('Kept?')")
+    assert lost
 
 
 def test_the_last_click_wins_over_an_older_result_that_comes_later(visit, house, monkeypatch):
