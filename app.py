@@ -55,7 +55,7 @@ def open_engine(settings: Settings, progress: Progress) -> Engine:
         context_length=settings.context_length,
         progress=in_terminal_too(progress),
     )
-    return LocalEngine(loaded, settings.context_length)
+    return LocalEngine(loaded, settings.context_length, rope_scaling=settings.rope_scaling)
 
 
 def build(services: Services) -> FastAPI:

@@ -28,7 +28,7 @@ class Turn:
     later turns repeat them to the letter and the engine's prefix is reused.
 
     `state` of an answer: `partial` while it is written, `done`, `aborted` (stopped or the server died) or `failed`
-    (`note` has the sentence).
+    (`note` has the sentence; of a `done` answer it is what the engine says about it, or empty).
     """
 
     id: str

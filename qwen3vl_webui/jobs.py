@@ -32,7 +32,8 @@ class Prefill(NamedTuple):
 
 @dataclass(frozen=True)
 class Progress:
-    """An answer as it stands. `state` is `partial` while it is written; `note` is the sentence of a failure."""
+    """An answer as it stands. `state` is `partial` while it is written; `note` is the sentence of a failure, or what
+    the engine says about a whole answer."""
 
     text: str = ""
     thinking: str = ""
@@ -127,7 +128,7 @@ class Job:
                     case TokenEvent():
                         self._token(event)
                     case FinishEvent():
-                        return self._end("done", statistics=statistics_of(event))
+                        return self._end("done", event.note, statistics_of(event))
                     case _:
                         assert_never(event)
                 if self._stopping.is_set():

@@ -321,6 +321,11 @@ def _refuse_what_does_not_fit(budget: Budget, has_files: bool) -> None:
             f"The prompt has {budget.tokens:,} tokens; the model reads {budget.context_length:,}. {advice}, or start a "
             "new chat."
         )
+    if budget.most_positions is not None and budget.positions >= budget.most_positions:
+        raise TooLong(
+            f"The prompt has {budget.positions:,} positions; the model knows {budget.most_positions:,}. {advice}, or "
+            "start a new chat."
+        )
     needed, free = budget.memory_bytes or 0, budget.memory_free or 0
     raise TooLong(
         f"This needs {needed / 2**30:.1f} GiB of device memory and {free / 2**30:.1f} GiB are free. {advice}, or start "

@@ -13,6 +13,7 @@ from typing import Literal
 import platformdirs
 
 Quantization = Literal["none", "8bit", "4bit", "auto"]
+RopeScaling = Literal["auto", "none", "yarn", "ntk"]
 Hub = Literal["huggingface", "modelscope"]
 
 DEMO_MODEL = Path(__file__).resolve().parent.parent / "assets" / "demo-model"
@@ -43,6 +44,7 @@ class Settings:
     model: str = "auto"
     quantization: Quantization = "auto"
     context_length: int | None = None
+    rope_scaling: RopeScaling = "auto"
     data_dir: Path = Path(platformdirs.user_data_dir("qwen3vl-webui", appauthor=False))
     media_dir: Path | None = None
     hub: Hub = "huggingface"
@@ -87,6 +89,11 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--model", help=f"{', '.join(MODELS)}, a hub id, a folder, or auto")
     flags.add_argument("--quantization", choices=["none", "8bit", "4bit", "auto"], help="weights of the text model")
     flags.add_argument("--context-length", type=positive, help="tokens kept in memory, prompt and answer together")
+    flags.add_argument(
+        "--rope-scaling",
+        choices=["auto", "none", "yarn", "ntk"],
+        help="beyond the trained positions: yarn (auto), ntk, or refuse (none)",
+    )
     flags.add_argument("--data-dir", type=Path, help="where conversations and files are kept")
     flags.add_argument("--media-dir", type=Path, help="a folder whose files may be opened by path on the page")
     flags.add_argument("--hub", choices=["huggingface", "modelscope"], help="where weights come from")

@@ -105,6 +105,7 @@ class ScriptedEngine:
         thinking: str = "",
         endless: bool = False,
         gate: Gate | None = None,
+        note: str = "",
         pace: float = 0.0,
         refuse: UserError | None = None,
         fail: UserError | None = None,
@@ -116,6 +117,7 @@ class ScriptedEngine:
         self.thinking = thinking
         self.endless = endless
         self.gate = gate or Gate()
+        self.note = note  # what the FinishEvent tells the person
         self.pace = pace  # seconds between tokens; for looking at the page by eye, not for tests
         self.refuse = refuse
         self.fail = fail
@@ -232,7 +234,7 @@ class ScriptedEngine:
                 yield from self._hold(request, TokenEvent("") if done else PrefillEvent(total, total))
         now = time.monotonic()
         timings = Timings(queued=started - entered, prefill=read - started, decode=now - read)
-        yield FinishEvent("stop" if reason == "stop" else "length", total, reused, done, timings)
+        yield FinishEvent("stop" if reason == "stop" else "length", total, reused, done, timings, self.note)
 
     def _tokens(self, request: GenerationRequest) -> Iterator[TokenEvent]:
         yield from (TokenEvent(piece, thinking=True) for piece in split(self.thinking))

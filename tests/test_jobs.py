@@ -55,11 +55,13 @@ def stored(store: Store, job: Job) -> Turn:
     return store.load(job.owner, job.conversation_id).turn(job.turn_id)
 
 
-def test_a_whole_answer_is_done_and_stored(store: Store, start: Start) -> None:
+def test_a_whole_answer_is_done_and_stored(store: Store, start: Start, engine: ScriptedEngine) -> None:
+    engine.note = "Read again."
     job = start()
     assert job.join(10)
     progress, turn = job.snapshot(), stored(store, job)
-    assert (progress.state, progress.text, progress.note) == ("done", "one two three", "")
+    assert (progress.state, progress.text, progress.note) == ("done", "one two three", "Read again.")
+    assert turn.note == "Read again."
     assert (turn.state, turn.text, turn.parent) == (
         "done",
         "one two three",

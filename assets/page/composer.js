@@ -350,9 +350,11 @@ function drawMeter(answer) {
   if (moments) pieces.push(t("meter_frames", { n: number(moments) }));
   if (pages) pieces.push(t("meter_pages", { n: pages }));
   pieces.push(t("meter", { tokens: short(answer.tokens), context: short(answer.context) }));
+  if (answer.positions) pieces.push(t("meter_positions", { n: short(answer.positions) }));
   if (answer.memory_bytes && answer.memory_free) pieces.push(t("meter_memory", { needed: (answer.memory_bytes / 2 ** 30).toFixed(1), free: (answer.memory_free / 2 ** 30).toFixed(1) }));
-  const title = [t("meter", { tokens: number(answer.tokens), context: number(answer.context) }), t("meter_answer", { n: number(answer.answer_tokens) }),
-    ...answer.shown.map((file) => `${file.name}: ${number(file.tokens)} tokens` + (file.width ? ` (${file.width} × ${file.height})` : ""))].join("\n");
+  const title = [t("meter", { tokens: number(answer.tokens), context: number(answer.context) }),
+    answer.most_positions && t("meter_positions_of", { n: number(answer.positions), most: number(answer.most_positions) }), t("meter_answer", { n: number(answer.answer_tokens) }),
+    ...answer.shown.map((file) => `${file.name}: ${number(file.tokens)} tokens` + (file.width ? ` (${file.width} × ${file.height})` : ""))].filter(Boolean).join("\n");
   const full = !answer.fits;
   fill(meter, h("span.qv-gauge", { title, class: undefined, role: "meter", "aria-valuenow": Math.round(100 * share), "aria-valuemin": 0, "aria-valuemax": 100, "aria-label": title },
     h("span.qv-ring", { style: { "--share": share } , dataset: { level: full || share > 0.95 ? "full" : share > 0.8 ? "high" : "" } }),

@@ -244,7 +244,10 @@ function answer(turn) {
     const say = (words, kind) => { note.hidden = false; if (kind) note.classList.add(kind); fill(note, kind && icon("warn", 16), h("span", {}, words)); };
     if (now.state === "failed") say(sentenceOf({ message: now.note || t("failed"), code: now.code }), "qv-bad");
     else if (now.state === "aborted") say(now.text || now.thinking ? t("stopped") : t("stopped_empty"));
-    else if (now.state === "done" && now.statistics?.reason === "length") say(`${t("length")} ${t("continue_hint")}`);
+    else if (now.state === "done") {
+      const words = [now.note && sentenceOf({ message: now.note }), now.statistics?.reason === "length" && `${t("length")} ${t("continue_hint")}`];
+      if (words.some(Boolean)) say(words.filter(Boolean).join(" "));
+    }
   };
 
   return { row, update(next, isLast) { now = next; draw(isLast); } };

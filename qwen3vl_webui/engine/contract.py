@@ -87,13 +87,17 @@ class Timings:
 
 @dataclass(frozen=True)
 class FinishEvent:
-    """`reason`: `stop` (the model ended or a stop string came) or `length` (max_tokens or the context is full)."""
+    """`reason`: `stop` (the model ended or a stop string came) or `length` (max_tokens or the context is full).
+
+    `note` is a sentence the person should read with this answer, or empty.
+    """
 
     reason: Literal["stop", "length"]
     prompt_tokens: int
     reused_tokens: int
     completion_tokens: int
     timings: Timings = Timings()
+    note: str = ""
 
 
 Event = PrefillEvent | TokenEvent | FinishEvent
@@ -109,12 +113,14 @@ class Budget:
     answer_tokens: int  # what is kept free for the answer (sampling.max_tokens, cut to what is left)
     memory_bytes: int | None = None  # device memory the prompt and answer need; None where it is not counted
     memory_free: int | None = None
+    most_positions: int | None = None  # None where they are not counted
 
     @property
     def fits(self) -> bool:
         """Whether the prompt and at least one token of answer fit."""
         enough = self.memory_bytes is None or self.memory_free is None or self.memory_bytes <= self.memory_free
-        return self.tokens < self.context_length and enough
+        known = self.most_positions is None or self.positions < self.most_positions
+        return self.tokens < self.context_length and known and enough
 
 
 @dataclass(frozen=True)

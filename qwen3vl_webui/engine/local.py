@@ -11,6 +11,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -34,9 +35,10 @@ from qwen3vl_webui.model.decode import Sampler, check
 from qwen3vl_webui.model.forward import DeepStack, Run, TextModel
 from qwen3vl_webui.model.inputs import Inputs, VisualSpan, encode
 from qwen3vl_webui.model.loading import LoadedModel
-from qwen3vl_webui.model.rope import Rope, head_dim_of
+from qwen3vl_webui.model.rope import Chosen, Rope, Ropes, head_dim_of
 from qwen3vl_webui.model.streaming import AnswerText
 from qwen3vl_webui.model.vision import ReadFrames, ReadPixels, Vision
+from qwen3vl_webui.settings import RopeScaling
 
 log = logging.getLogger(__name__)
 
@@ -54,11 +56,14 @@ OVERHEAD = 2**30  # bytes of CUDA memory for a prefill chunk and fragmentation (
 class Prepared:
     inputs: Inputs
     budget: Budget
+    chosen: Chosen
 
 
 class LocalEngine:
-    """Answers with the model in `loaded`. `context_length` None: what the positions trained on and the memory give.
+    """Answers with the model in `loaded`. `context_length` None: what the positions and the memory give.
 
+    Positions are those trained on; with `rope_scaling` yarn or ntk those it stretches to. `auto` stretches (YaRN) only
+    where `context_length` asks for more.
     Media is read by `read_pixels` and `read_frames`, and only when the prompt reaches it.
     """
 
@@ -67,13 +72,14 @@ class LocalEngine:
         loaded: LoadedModel,
         context_length: int | None = None,
         *,
+        rope_scaling: RopeScaling = "auto",
         read_pixels: ReadPixels = read_pixels,
         read_frames: ReadFrames = read_frames,
     ) -> None:
         self._loaded = loaded
         text = loaded.config.text_config
         self._text = TextModel(loaded.model)
-        self._rope = Rope(loaded.rope, loaded.device, loaded.dtype)
+        self._ropes = Ropes(text, rope_scaling, loaded.device, loaded.dtype)
         self._vision = Vision(loaded, read_pixels=read_pixels, read_frames=read_frames)
         self._cache = KVCache(
             layers=text.num_hidden_layers,
@@ -83,7 +89,9 @@ class LocalEngine:
             device=loaded.device,
         )
         room = self._memory_free() // self._cache.bytes_per_token
-        self.context_length = context_length or max(1, min(loaded.trained_positions, room))
+        stretched = rope_scaling in ("yarn", "ntk")
+        positions = self._ropes.most_positions if stretched else loaded.trained_positions
+        self.context_length = context_length or max(1, min(positions, room))
         self._cache.most_tokens = max(room, round_up(self.context_length))
         self.model = with_context(loaded.info, self.context_length)
         self._forbidden = forbidden_ids(loaded)
@@ -101,8 +109,9 @@ class LocalEngine:
         check(request.sampling)
         inputs = self._encode(request)
         budget = self._budget(inputs, request.sampling)
-        refuse_too_long(budget, self._loaded.trained_positions)
-        yield from self._queue.follow(Work(request, Prepared(inputs, budget), inputs.tokens))
+        refuse_too_long(budget)
+        chosen = self._ropes.choose(request.conversation, budget.positions + budget.answer_tokens)
+        yield from self._queue.follow(Work(request, Prepared(inputs, budget, chosen), inputs.tokens))
 
     def close(self) -> None:
         """Ends what runs and what waits, and joins the inference thread."""
@@ -118,12 +127,13 @@ class LocalEngine:
 
     def _budget(self, inputs: Inputs, sampling: SamplingParams) -> Budget:
         tokens, positions = inputs.tokens, inputs.next_position
-        left = min(self.context_length - tokens, self._loaded.trained_positions - positions)
-        answer = max(0, min(sampling.max_tokens, left))
+        most = self._ropes.most_positions
+        answer = max(0, min(sampling.max_tokens, self.context_length - tokens, most - positions))
+        budget = Budget(tokens, positions, self.context_length, answer, most_positions=most)
         if self._loaded.device.type != "cuda":
-            return Budget(tokens, positions, self.context_length, answer)
+            return budget
         needed = round_up(tokens + answer) * self._cache.bytes_per_token + OVERHEAD
-        return Budget(tokens, positions, self.context_length, answer, needed, self._memory_free() + OVERHEAD)
+        return replace(budget, memory_bytes=needed, memory_free=self._memory_free() + OVERHEAD)
 
     def _memory_free(self) -> int:
         """Bytes that keys and values may take, those of idle conversations included."""
@@ -160,8 +170,8 @@ class LocalEngine:
     def _answer(self, work: Work[Prepared]) -> None:
         work.check()
         started = time.monotonic()
-        inputs = work.plan.inputs
-        slot, reused = self._cache.take(inputs.keys, work.request.conversation)
+        inputs, chosen = work.plan.inputs, work.plan.chosen
+        slot, reused = self._cache.take(inputs.keys, work.request.conversation, chosen.rope.plan.name)
         try:
             last = self._prefill(work, slot, reused)
             read = time.monotonic()
@@ -170,7 +180,8 @@ class LocalEngine:
             self._cache.release(slot)
         ended = time.monotonic()
         timings = Timings(started - work.entered, read - started, ended - read)
-        work.tell(FinishEvent("stop" if reason == "stop" else "length", inputs.tokens, reused, count, timings))
+        ended_by: Literal["stop", "length"] = "stop" if reason == "stop" else "length"
+        work.tell(FinishEvent(ended_by, inputs.tokens, reused, count, timings, chosen.sentence))
         log.info(
             "in %s (%s kept)  prefill %s tok/s  out %s  %s tok/s  %s",
             f"{inputs.tokens:,}",
@@ -197,7 +208,7 @@ class LocalEngine:
                 rows = self._loaded.embed(torch.from_numpy(inputs.ids[start:end]).to(device))  # (n, hidden)
                 deepstack = pictures.place(rows, start, end)
                 encoded = time.monotonic()
-                cos_sin = self._rope.cos_sin(torch.from_numpy(inputs.positions[:, start:end]).to(device))
+                cos_sin = work.plan.chosen.rope.cos_sin(torch.from_numpy(inputs.positions[:, start:end]).to(device))
                 hidden = self._text.forward(rows, cos_sin, self._cache, [Run(slot, start, end - start)], deepstack)
                 last = hidden[-1:]
                 slot.keys.frombytes(np.ascontiguousarray(inputs.keys[start:end]).tobytes())
@@ -218,7 +229,7 @@ class LocalEngine:
         logits = self._text.logits(last)[0]  # (vocabulary,)
         sampler = Sampler(sampling, len(logits), device, self._forbidden)
         answer = AnswerText(loaded.vocabulary, sampling.stop)
-        turns = self._turns(work.plan.inputs.next_position)
+        turns = self._turns(work.plan.chosen.rope, work.plan.inputs.next_position)
         most, budget, end_think = work.plan.budget.answer_tokens, sampling.thinking_budget, loaded.vocabulary.end_think
         count, reason = 0, ""
         try:
@@ -250,11 +261,11 @@ class LocalEngine:
             self._remember(work.request.conversation, answer)
         return reason, count
 
-    def _turns(self, position: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _turns(self, rope: Rope, position: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """cos and sin (1, head_dim) of each text position from `position` on."""
         while True:
             ahead = torch.arange(position, position + AHEAD, device=self._loaded.device).expand(3, -1)
-            cos, sin = self._rope.cos_sin(ahead)
+            cos, sin = rope.cos_sin(ahead)
             yield from zip(cos.split(1), sin.split(1), strict=True)
             position += AHEAD
 
@@ -318,13 +329,15 @@ def host_memory_free() -> int:
     return max(0, free)
 
 
-def refuse_too_long(budget: Budget, trained_positions: int) -> None:
+def refuse_too_long(budget: Budget) -> None:
     """Raises TooLong with the numbers and what to do, OutOfMemory when only the memory is short."""
     advice = "Choose a shorter span, fewer pages or smaller pictures, or start a new chat."
     if budget.tokens >= budget.context_length:
         raise TooLong(f"The prompt has {budget.tokens:,} tokens; the model reads {budget.context_length:,}. {advice}")
-    if budget.positions >= trained_positions:
-        raise TooLong(f"The prompt has {budget.positions:,} positions; the model knows {trained_positions:,}. {advice}")
+    if budget.most_positions is not None and budget.positions >= budget.most_positions:
+        raise TooLong(
+            f"The prompt has {budget.positions:,} positions; the model knows {budget.most_positions:,}. {advice}"
+        )
     if not budget.fits:
         assert budget.memory_bytes is not None and budget.memory_free is not None
         raise TooLong(

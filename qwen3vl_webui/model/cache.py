@@ -26,11 +26,15 @@ class SlabFull(Exception):
 
 @dataclass(eq=False)
 class Slot:
-    """`keys` are the content keys of the tokens whose KV is held, one each, from the first token on."""
+    """`keys` are the content keys of the tokens whose KV is held, one each, from the first token on.
+
+    `rope` names the plan its keys were rotated under: under another one nothing of it can be reused.
+    """
 
     row: int
     keys: array[int] = field(default_factory=lambda: array("q"))
     conversation: str = ""
+    rope: str = ""
     used: int = 0  # ticks when it was last taken
     busy: bool = False
 
@@ -88,13 +92,17 @@ class KVCache:
     def bytes(self) -> int:
         return len(self.slots) * self.capacity * self.bytes_per_token
 
-    def take(self, keys: np.ndarray, conversation: str = "") -> tuple[Slot, int]:
-        """A slot for a prompt with these content keys, cropped to the prefix it shares; and how long that prefix is.
+    def take(self, keys: np.ndarray, conversation: str = "", rope: str = "") -> tuple[Slot, int]:
+        """A slot for a prompt with these content keys under the plan `rope`, cropped to the prefix it shares; and how
+        long that prefix is.
 
         At most len(keys) - 1 tokens are reused: the last one must be read again for its logits. When another
         conversation holds a longer prefix (the same video in a new chat), it is copied, not taken away.
         """
-        shared = {slot.row: min(common_prefix(slot.keys, keys), len(keys) - 1) for slot in self.slots}
+        shared = {
+            slot.row: min(common_prefix(slot.keys, keys), len(keys) - 1) if slot.rope == rope else 0
+            for slot in self.slots
+        }
         slot = self._choose(shared, conversation)
         reused = shared.get(slot.row, 0)
         source = max(self.slots, key=lambda other: shared.get(other.row, 0))
@@ -104,7 +112,7 @@ class KVCache:
                 slab[:, slot.row, :, :reused].copy_(slab[:, source.row, :, :reused])
             slot.keys = source.keys[:reused]
         slot.crop(reused)
-        slot.conversation = conversation
+        slot.conversation, slot.rope = conversation, rope
         slot.busy = True
         self._ticks += 1
         slot.used = self._ticks

@@ -8,12 +8,18 @@ they look for.
 from __future__ import annotations
 
 import math
+import threading
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from qwen3vl_webui.errors import Unsupported
+from qwen3vl_webui.settings import RopeScaling
+
+REACHES = (1.5, 2.0, 3.0, 4.0)  # x the trained positions; Qwen's own recipe for long context is YaRN 2 or 3
+CONVERSATIONS_KEPT = 512
 
 
 @dataclass(frozen=True)
@@ -106,23 +112,37 @@ def yarn(text_config: Any, factor: float, *, beta_fast: float = 32.0, beta_slow:
     return RopePlan(f"yarn:{factor:g}", tuple(table.tolist()), sections_of(text_config), scaling)
 
 
-def ntk(text_config: Any, positions: int, *, strength: float = 1.0) -> RopePlan:
-    """NTK-aware scaling frozen for a conversation of at most `positions` positions (rounded up to 1.5, 2, 4, ... x).
+def ntk(text_config: Any, reach: float, *, strength: float = 1.0) -> RopePlan:
+    """NTK-aware scaling, frozen for a conversation of at most `reach` x the trained positions.
 
-    Within the trained positions this is the native plan. The lowest frequency is divided by exactly
-    `alpha = strength * reach - (strength - 1)`, where reach is positions / trained positions.
+    The lowest frequency is divided by exactly `alpha = strength * reach - (strength - 1)`. Unlike transformers'
+    `dynamic` it does not move with the prompt.
     """
-    trained = trained_positions(text_config)
-    if positions <= trained:
-        return native(text_config)
-    reach = 1.5
-    while positions > reach * trained:
-        reach = 2.0 if reach == 1.5 else reach * 2
     alpha = strength * reach - (strength - 1.0)
     head_dim = head_dim_of(text_config)
     theta = text_config.rope_parameters["rope_theta"] * alpha ** (head_dim / (head_dim - 2))
     table = frequencies(theta, head_dim)
     return RopePlan(f"ntk:{reach:g}:{strength:g}", tuple(table.tolist()), sections_of(text_config))
+
+
+def most_positions(text_config: Any, scaling: RopeScaling) -> int:
+    """How many positions a conversation may have; a checkpoint edited for long context is not stretched more."""
+    own = int(text_config.max_position_embeddings)
+    if scaling == "none" or text_config.rope_parameters.get("rope_type", "default") != "default":
+        return own
+    return int(own * REACHES[-1])
+
+
+def plan_for(text_config: Any, scaling: RopeScaling, positions: int) -> RopePlan:
+    """The checkpoint's own plan while `positions` are within what it was trained on, else the smallest stretch that
+    reaches. Buckets keep a growing conversation under one plan, so that its cache stays good. `positions` must not
+    exceed `most_positions`."""
+    own = int(text_config.max_position_embeddings)
+    if positions <= own:
+        return native(text_config)
+    assert positions <= most_positions(text_config, scaling)
+    reach = next(reach for reach in REACHES if positions <= reach * own)
+    return ntk(text_config, reach) if scaling == "ntk" else yarn(text_config, reach)
 
 
 class Rope:
@@ -144,3 +164,54 @@ class Rope:
         cos = angles.cos() * self.plan.attention_scaling
         sin = angles.sin() * self.plan.attention_scaling
         return torch.cat((cos, cos), -1).to(self.dtype), torch.cat((sin, sin), -1).to(self.dtype)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The rope one request is read under; `before` is the plan its conversation had until now, if it was another."""
+
+    rope: Rope
+    positions: int  # trained
+    before: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """What a person is told when the conversation had to be read again; empty when it had not."""
+        if not self.before:
+            return ""
+        return (
+            f"The conversation now needs more positions than before (the model was trained on {self.positions:,}). It "
+            f"was read again from its beginning with stretched positions ({self.rope.plan.name}); answers may be less "
+            "exact."
+        )
+
+
+class Ropes:
+    """One plan per conversation: chosen from the positions it plans, grown when outgrown, never shrunk. Thread-safe."""
+
+    def __init__(self, text_config: Any, scaling: RopeScaling, device: torch.device | str, dtype: torch.dtype) -> None:
+        self.config, self.scaling, self.device, self.dtype = text_config, scaling, device, dtype
+        self.most_positions = most_positions(text_config, scaling)
+        self._made: dict[str, Rope] = {}
+        self._held: OrderedDict[str, int] = OrderedDict()  # conversation -> the most positions it ever planned
+        self._lock = threading.Lock()
+
+    def choose(self, conversation: str, positions: int) -> Chosen:
+        """For prompt and answer of `positions` together. A nameless request has no plan to keep."""
+        with self._lock:
+            held = self._held.pop(conversation, 0) if conversation else 0
+            most = max(held, positions)
+            if conversation:
+                self._held[conversation] = most
+                if len(self._held) > CONVERSATIONS_KEPT:
+                    self._held.popitem(last=False)
+            rope = self._of(most)
+            before = self._of(held).plan.name if held else ""
+            own = int(self.config.max_position_embeddings)
+            return Chosen(rope, own, before if before != rope.plan.name else "")
+
+    def _of(self, positions: int) -> Rope:
+        plan = plan_for(self.config, self.scaling, positions)
+        if plan.name not in self._made:
+            self._made[plan.name] = Rope(plan, self.device, self.dtype)
+        return self._made[plan.name]

@@ -122,6 +122,8 @@ WORDS: dict[str, tuple[str, str]] = {
         "Enter 发送 · Shift+Enter 换行 · 回答可能有误，请查看证据。",
     ),
     "meter": ("{tokens} of {context} tokens", "{tokens} / {context} tokens"),
+    "meter_positions": ("{n} positions", "{n} 个位置"),
+    "meter_positions_of": ("{n} of {most} positions", "位置 {n} / {most}"),
     "meter_memory": ("{needed} of {free} GiB memory", "显存 {needed} / {free} GiB"),
     "meter_frames": ("{n} moments", "{n} 个时刻"),
     "meter_pages": ("{n} pages", "{n} 页"),

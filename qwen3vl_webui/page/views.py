@@ -99,6 +99,8 @@ def view_price(prompt: Prompt) -> dict[str, Any]:
     budget = prompt.budget
     return {
         "tokens": budget.tokens,
+        "positions": budget.positions,
+        "most_positions": budget.most_positions,
         "context": budget.context_length,
         "answer_tokens": budget.answer_tokens,
         "memory_bytes": budget.memory_bytes,

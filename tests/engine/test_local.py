@@ -359,7 +359,8 @@ def test_a_plan_counts_exactly_and_reads_nothing(open_engine: Open) -> None:
 
 def test_too_many_positions_are_refused_with_their_number(open_engine: Open, loaded: Load) -> None:
     engine = open_engine(context_length=1000)
-    engine._loaded = replace(engine._loaded, trained_positions=50)
+    engine._ropes.most_positions = 50
+    assert not engine.plan(ask("word " * 100)).fits
     with pytest.raises(TooLong, match=r"positions; the model knows 50\."):
         next(engine.generate(ask("word " * 100)))
 

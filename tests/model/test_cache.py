@@ -103,6 +103,19 @@ def test_a_nameless_request_continues_the_nameless_one_it_extends() -> None:
     assert again is first and reused == 4
 
 
+def test_nothing_is_reused_under_another_rope_plan() -> None:
+    store = cache()
+    asked = np.array([1, 2, 3, 4], np.int64)
+    for rope, reused in (("native", 0), ("yarn:2", 0), ("yarn:2", 3), ("native", 0)):
+        slot, shared = store.take(asked, "a", rope)
+        assert shared == slot.length == reused and slot.rope == rope
+        fill(store, slot, [1, 2, 3, 4][shared:])
+        store.release(slot)
+    assert len(store.slots) == 1
+    other, shared = store.take(asked, "b", "native")
+    assert other is not store.slots[0] and shared == 3
+
+
 def test_the_slot_used_longest_ago_is_taken_when_all_are() -> None:
     store = cache(most_slots=2)
     read(store, [1, 2], "a")

@@ -12,7 +12,18 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbe
 from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTextRotaryEmbedding
 
 from qwen3vl_webui.errors import Unsupported
-from qwen3vl_webui.model.rope import Rope, RopePlan, frequencies, native, ntk, yarn
+from qwen3vl_webui.model.rope import (
+    Rope,
+    RopePlan,
+    Ropes,
+    frequencies,
+    most_positions,
+    native,
+    ntk,
+    plan_for,
+    yarn,
+)
+from qwen3vl_webui.settings import RopeScaling
 
 
 def text_config(head_dim: int = 128, sections: tuple[int, int, int] = (24, 20, 20), **rope: Any) -> Qwen3VLTextConfig:
@@ -81,24 +92,61 @@ def test_yarn_keeps_high_frequencies_and_divides_low_ones() -> None:
     assert same.inv_freq == native(text_config()).inv_freq and same.attention_scaling == 1.0
 
 
-def test_ntk_is_native_within_the_trained_positions() -> None:
-    assert ntk(text_config(), 262_144) == native(text_config())
-
-
-def test_ntk_divides_the_lowest_frequency_by_alpha_and_is_frozen_by_bucket() -> None:
+def test_ntk_divides_the_lowest_frequency_by_alpha() -> None:
     plain = native(text_config()).inv_freq
-    for positions, reach in ((262_145, 1.5), (393_216, 1.5), (393_217, 2.0), (524_289, 4.0), (1_048_577, 8.0)):
-        plan = ntk(text_config(), positions)
+    for reach in (1.5, 2.0, 4.0):
+        plan = ntk(text_config(), reach)
         assert plan.inv_freq[-1] == pytest.approx(plain[-1] / reach, rel=1e-5)
         assert plan.inv_freq[0] == 1.0
-        assert plan.name == f"ntk:{reach:g}:1"
-    assert ntk(text_config(), 500_000) == ntk(text_config(), 520_000)
-    stronger = ntk(text_config(), 500_000, strength=2.0)
+    stronger = ntk(text_config(), 2.0, strength=2.0)
     assert stronger.inv_freq[-1] == pytest.approx(plain[-1] / 3, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("scaling", "positions", "name"),
+    [
+        ("none", 262_144, "native"),
+        ("auto", 1, "native"),
+        ("auto", 262_144, "native"),
+        ("auto", 262_145, "yarn:1.5"),
+        ("yarn", 393_216, "yarn:1.5"),
+        ("auto", 393_217, "yarn:2"),
+        ("ntk", 393_217, "ntk:2:1"),
+        ("auto", 524_289, "yarn:3"),
+        ("ntk", 1_048_576, "ntk:4:1"),
+    ],
+)
+def test_the_smallest_stretch_that_reaches_is_planned(scaling: RopeScaling, positions: int, name: str) -> None:
+    assert plan_for(text_config(), scaling, positions).name == name
+
+
+def test_how_far_a_model_reaches() -> None:
+    edited = text_config(rope_type="yarn", factor=3.0, original_max_position_embeddings=262_144)
+    edited.max_position_embeddings = 786_432
+    assert most_positions(text_config(), "none") == 262_144
+    assert most_positions(text_config(), "auto") == most_positions(text_config(), "ntk") == 1_048_576
+    assert most_positions(edited, "auto") == 786_432  # stretched already
+    assert plan_for(edited, "auto", 700_000).name == "yarn:3"
+
+
+def test_a_conversation_keeps_its_plan_until_it_outgrows_it() -> None:
+    ropes = Ropes(text_config(), "auto", "cpu", torch.float32)
+    chosen = [ropes.choose("chat", positions) for positions in (1000, 200_000, 300_000, 350_000, 1000, 400_000)]
+    assert [each.rope.plan.name for each in chosen] == ["native"] * 2 + ["yarn:1.5"] * 3 + ["yarn:2"]
+    assert [bool(each.sentence) for each in chosen] == [False, False, True, False, False, True]
+    assert "262,144" in chosen[2].sentence and "yarn:1.5" in chosen[2].sentence
+    assert chosen[2].rope is chosen[4].rope
+    assert ropes.choose("other", 1000).rope.plan.name == "native"
+
+
+def test_a_conversation_that_begins_long_and_a_nameless_request_are_told_nothing() -> None:
+    ropes = Ropes(text_config(), "auto", "cpu", torch.float32)
+    assert [ropes.choose("", positions).rope.plan.name for positions in (300_000, 10)] == ["yarn:1.5", "native"]
+    assert not ropes.choose("", 900_000).sentence and not ropes.choose("film", 900_000).sentence
+
+
 def test_plans_have_different_names() -> None:
-    plans = [native(text_config()), yarn(text_config(), 2.0), yarn(text_config(), 3.0), ntk(text_config(), 300_000)]
+    plans = [native(text_config()), yarn(text_config(), 2.0), yarn(text_config(), 3.0), ntk(text_config(), 1.5)]
     assert len({plan.name for plan in plans}) == len(plans)
 
 

@@ -1,6 +1,7 @@
 """Writing a message: files, cost, refusals, keys."""
 
 import json
+import re
 
 import pytest
 
@@ -18,6 +19,7 @@ def test_the_cost_is_shown_before_anything_is_sent(visit, house):
     words = meter.inner_text()
     assert "7 pages" in words
     assert "of 262K tokens" in words
+    assert re.search(r"· [\d,.]+K? positions", words)
     assert house.engine.requests == []
 
 
