@@ -158,7 +158,7 @@ def through_server(url: str, model: str, key: str) -> Ask:
     return ask
 
 
-def measure(ask: Ask, *, seed: str, cases: int, only: str | None, keep: Path | None) -> dict[str, Any]:
+def measure(ask: Ask, *, seed: str, cases: int, only: str | None = None, keep: Path | None = None) -> dict[str, Any]:
     kinds, weights = zip(*((kind, share) for kind, share in LEVEL.kinds if only in (None, kind)), strict=True)
     table: dict[str, dict[str, list[int]]] = {}
     errors: list[float] = []

@@ -76,10 +76,26 @@ class Encoder:
         row.targets += [-100] * len(ids) if exchange is None else ids
         row.shown += [0] * len(ids)
         row.tenths += [-1] * len(ids)
-        row.wanted += [0 if exchange is None else row.asked[exchange].at + 1] * len(ids)
+        row.wanted += [0] * len(ids) if exchange is None else self._wanted(row.asked[exchange], ids)
         if exchange is not None:
             row.exchanges += [exchange] * len(ids)
         return place + len(ids)
+
+    def _wanted(self, exchange: Exchange, ids: Sequence[int]) -> list[int]:
+        """Of each token of the answer: the number of what shows it."""
+        wanted = [exchange.at + 1] * len(ids)
+        if not exchange.evidence:
+            return wanted
+        places = [0]  # in bytes, the unit of the tokens
+        for character in exchange.answer:
+            places.append(places[-1] + len(character.encode()))
+        spans = [(places[first], places[after], at + 1) for first, after, at in exchange.evidence]
+        begin = 0
+        for number, name in enumerate(self.tokenizer.convert_ids_to_tokens(list(ids))):
+            end = begin + len(name)  # a byte-level token has a character for each byte
+            wanted[number] = next((at for first, after, at in spans if first < end and begin < after), wanted[number])
+            begin = end
+        return wanted
 
     def _picture(self, row: Row, part: Still | Moment, place: int) -> int:
         pad = self.image
@@ -94,7 +110,8 @@ class Encoder:
         row.positions += [(place,) * 3, *zip(*axes, strict=True), (after,) * 3]
         row.segments += [0] * (count + 2)
         row.targets += [-100] * (count + 2)
-        row.shown += [0, *[len(row.visuals)] * count, 0]
+        alone = isinstance(part, Still) and part.alone
+        row.shown += [0, *(range(1, count + 1) if alone else [len(row.visuals)] * count), 0]
         row.wanted += [0] * (count + 2)
         tenths = round(part.seconds * 10) if isinstance(part, Moment) else -1
         row.tenths += [-1, *[tenths] * count, -1]

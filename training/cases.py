@@ -25,7 +25,8 @@ class Exchange:
     language: str
     question: str
     answer: str
-    at: int = -1  # which of the context's pictures or moments answers it, from 0; -1: none alone
+    at: int = -1  # which of the context's pictures, moments or cells answers it, from 0; -1: none alone
+    evidence: tuple[tuple[int, int, int], ...] = ()  # (first, after, at) of characters of the answer with their own
 
 
 Branch = tuple[Exchange, ...]
@@ -33,9 +34,10 @@ Branch = tuple[Exchange, ...]
 
 @dataclass(frozen=True)
 class Still:
-    """A picture or page in the prompt."""
+    """A picture or page in the prompt. `alone`: it is the only one, so that its cells are the places that answer."""
 
     pixels: np.ndarray
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,31 @@ def ask(skill: str, random: Random, language: str, answer: str, at: int = -1, **
     return Exchange(skill, language, random.choice(q.ASK[skill][language]).format(**fields), answer, at)
 
 
+def shown_by(exchange: Exchange, pieces: Sequence[tuple[str, int]]) -> Exchange:
+    """The exchange with the evidence of its answer's pieces, which are named in the answer's order."""
+    evidence, end = [], 0
+    for piece, at in pieces:
+        first = exchange.answer.lower().find(piece.lower(), end)
+        if first < 0:
+            continue
+        end = first + len(piece)
+        evidence.append((first, end, at))
+    return replace(exchange, evidence=tuple(evidence))
+
+
+def cell_of(scene: Scene, x: float, y: float) -> int:
+    """The cell of 32 px that holds a point, given in pixels."""
+    height, width, _ = scene.pixels.shape
+    rows, columns = height // 32, width // 32
+    return max(0, min(rows - 1, int(y) // 32)) * columns + max(0, min(columns - 1, int(x) // 32))
+
+
+def cell_of_thing(scene: Scene, name: tuple[str, str]) -> int:
+    height, width, _ = scene.pixels.shape
+    box = next(one.box for one in scene.things if one.name == name)
+    return cell_of(scene, (box[0] + box[2]) / 2000 * width, (box[1] + box[3]) / 2000 * height)
+
+
 def called(name: tuple[str, str], language: str, random: Random) -> str:
     """A thing as a person calls it: mostly as the answers do."""
     colour, shape = name
@@ -211,7 +238,10 @@ def picture_exchange(scene: Scene, level: Level, random: Random, language: str) 
     """One question about one picture of things or of a word."""
     if scene.text:
         if random.random() < 0.9:
-            return ask("read", random, language, q.read_answer(scene.text, language))
+            cells = [cell_of(scene, x, y) for x, y in scene.letters]
+            exchange = ask("read", random, language, q.read_answer(scene.text, language))
+            begin = exchange.answer.find(scene.text)
+            return replace(exchange, evidence=tuple((begin + i, begin + i + 1, cell) for i, cell in enumerate(cells)))
         return refusal(random, language) if random.random() < 0.3 else absent_in(scene, random, language)
     things = scene.things
     names = [one.name for one in things]
@@ -219,21 +249,24 @@ def picture_exchange(scene: Scene, level: Level, random: Random, language: str) 
     skills, weights = zip(*level.asked, strict=True)
     skill = random.choices(skills, weights)[0]
     if skill == "name" and distinct and 1 <= len(names) <= 3:
-        return ask("name", random, language, q.name_answer(names, language))
+        told = [(q.thing(*name, language), cell_of_thing(scene, name)) for name in names]
+        return shown_by(ask("name", random, language, q.name_answer(names, language)), told)
     if skill == "colour":
         shapes = [shape for _, shape in names]
         single = [name for name in names if shapes.count(name[1]) == 1]
         if single:
             colour, shape = random.choice(single)
             word = shape if language == "en" else random.choice(q.SHAPES[shape][1])
-            return ask("colour", random, language, q.colour_answer(colour, shape, language), shape=word)
+            at = cell_of_thing(scene, (colour, shape))
+            return ask("colour", random, language, q.colour_answer(colour, shape, language), at, shape=word)
     if skill == "shape":
         colours = [colour for colour, _ in names]
         single = [name for name in names if colours.count(name[0]) == 1]
         if single:
             name = random.choice(single)
             word = name[0] if language == "en" else q.COLOURS[name[0]][0]
-            return ask("shape", random, language, q.name_answer([name], language), colour=word)
+            at = cell_of_thing(scene, name)
+            return ask("shape", random, language, q.name_answer([name], language), at, colour=word)
     if skill == "is" and names:
         name = random.choice(names)
         fields = {"colour": name[0], "shape": name[1]}
@@ -259,8 +292,9 @@ def picture_exchange(scene: Scene, level: Level, random: Random, language: str) 
         if alone:
             one = random.choice(alone)
             label = q.thing(*one.name, language)
+            at = cell_of_thing(scene, one.name)
             return ask(
-                "where", random, language, q.where_answer(one.box, label), thing=called(one.name, language, random)
+                "where", random, language, q.where_answer(one.box, label), at, thing=called(one.name, language, random)
             )
     if skill == "refuse":
         return refusal(random, language)
@@ -318,7 +352,7 @@ def picture_case(level: Level, random: Random) -> Case:
     width, height = picture_size(level, random)
     scene = random_scene(width, height, level, random)
     branches = branches_of(lambda r, language: picture_exchange(scene, level, r, language), level, random)
-    return Case((Still(scene.pixels),), branches)
+    return Case((Still(scene.pixels, alone=True),), branches)
 
 
 def text_case(level: Level, random: Random) -> Case:
@@ -327,7 +361,7 @@ def text_case(level: Level, random: Random) -> Case:
     scene = draw_text(text, width, height, random, wear=level.wear)
     few = Level(level.kinds, branches=2, turns=0.0)
     return Case(
-        (Still(scene.pixels),),
+        (Still(scene.pixels, alone=True),),
         branches_of(lambda r, language: picture_exchange(scene, level, r, language), few, random),
     )
 
@@ -494,6 +528,12 @@ def video_case(level: Level, random: Random) -> Case:
             return called_text(key, language, random), q.quoted(key, language)
         return called(key, language, random), q.thing(*key, language)
 
+    def follow(exchange: Exchange, inside: Sequence[Event]) -> Exchange:
+        """An answer that tells moments in order: each item has its own evidence."""
+        separator = "; " if exchange.language == "en" else "；"
+        items = exchange.answer.split(separator)
+        return shown_by(exchange, [(item, times.index(e.seconds)) for item, e in zip(items, inside, strict=False)])
+
     def make(random: Random, language: str) -> Exchange:
         skills, weights = zip(*level.asked_of_clips, strict=True)
         skill = random.choices(skills, weights)[0]
@@ -510,7 +550,8 @@ def video_case(level: Level, random: Random) -> Case:
             if len(seen[key]) <= 5:
                 asked, told = say(key, language)
                 answer = q.all_times_answer(told, [event.seconds for event in seen[key]], language)
-                return ask("all_times", random, language, answer, thing=asked)
+                found = [(q.stamp(event.seconds, language), times.index(event.seconds)) for event in seen[key]]
+                return shown_by(ask("all_times", random, language, answer, thing=asked), found)
         if skill == "absent":
             if words and random.random() < 0.3:
                 text = other_text([key for key in seen if isinstance(key, str)], random, level.longest_text)
@@ -532,11 +573,12 @@ def video_case(level: Level, random: Random) -> Case:
                 form = random.randrange(1 << 30)
                 fields = {name: clock(v, language, Random(form)) for name, v in (("start", start), ("end", end))}
                 told_all = [(event.seconds, event.told(language)) for event in inside]
-                return ask("span", random, language, q.moments_answer(told_all, language), at=-1, **fields)
+                return follow(ask("span", random, language, q.moments_answer(told_all, language), **fields), inside)
         if skill == "timeline":
-            told_all = [(event.seconds, event.told(language)) for event in events if not event.is_empty]
+            inside = [event for event in events if not event.is_empty]
+            told_all = [(event.seconds, event.told(language)) for event in inside]
             if 1 <= len(told_all) <= 8:
-                return ask("timeline", random, language, q.moments_answer(told_all, language))
+                return follow(ask("timeline", random, language, q.moments_answer(told_all, language)), inside)
         if skill == "refuse":
             return refusal(random, language)
         index = random.randrange(count)

@@ -72,14 +72,14 @@ SECOND = replace(
 )
 THIRD = replace(
     SECOND,
-    kinds=shares(picture=3, text=1, pictures=0.7, video=4, document=1, nothing=0.05),
-    moments=(6, 40),
-    pages=(3, 8),
+    kinds=shares(picture=3, text=1.5, pictures=0.7, video=4, document=1.3, nothing=0.05),
+    moments=(4, 32),
+    pages=(3, 12),
     longest_text=6,
     branches=8,
     wear=0.5,
     runs=0.5,
-    seconds=120.0,
+    seconds=300.0,
     words=0.1,
 )
 FOURTH = replace(
@@ -109,7 +109,7 @@ STAGES = (
     Stage(WARM, {"name": 0.8, "shape": 0.85}, 3000, 3_000, 3_000),
     Stage(FIRST, {"name": 0.85, "when": 0.85, "what_at": 0.8}, 6000),
     Stage(SECOND, {"name": 0.88, "when": 0.85, "what_at": 0.85, "page": 0.8}, 6000, 3_200, 3_200),
-    Stage(THIRD, {"name": 0.9, "when": 0.88, "what_at": 0.85, "page": 0.85}, 8000, 4_800, 4_800),
+    Stage(THIRD, {"name": 0.9, "when": 0.88, "what_at": 0.85, "page": 0.85}, 8000, 4_800, 4_800, 96),
     Stage(FOURTH, {"name": 0.95, "when": 0.93, "what_at": 0.9, "page": 0.9, "read": 0.8}, 20_000, 8_000, 8_000),
     Stage(FIFTH, {}, 10**9, 12_000, 12_000),
 )
