@@ -14,36 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-SPECIAL_TOKENS = [  # in the order of the real vocabulary, right after its last merge
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|object_ref_start|>",
-    "<|object_ref_end|>",
-    "<|box_start|>",
-    "<|box_end|>",
-    "<|quad_start|>",
-    "<|quad_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-]
-ORDINARY_TOKENS = [
-    "<tool_call>",
-    "</tool_call>",
-    "<|fim_prefix|>",
-    "<|fim_middle|>",
-    "<|fim_suffix|>",
-    "<|fim_pad|>",
-    "<|repo_name|>",
-    "<|file_sep|>",
-    "<tool_response>",
-    "</tool_response>",
-    "<think>",
-    "</think>",
-]
+from training.tokenizer import ORDINARY_TOKENS, SPECIAL_TOKENS
 
 CORPUS = [
     "The lecturer opens the computer at 47 seconds and shows the first page of the document.",

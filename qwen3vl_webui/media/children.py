@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -37,16 +38,17 @@ SENTENCES = {
 STARTUP_SECONDS = 60.0  # imports of the fork server on a busy machine
 
 
-class Server:
+class Server(ABC):
     """Where children come from. `trusted` are the packages whose functions may run: in tests, the tests too."""
 
     def __init__(self, trusted: tuple[str, ...] = ("qwen3vl_webui.media",)) -> None:
         self.trusted = trusted
 
+    @abstractmethod
     def begin(self, name: str, path: Path, target: Path | None, limits: Limits, streamed: bool) -> Job:
         """Start a child on these files. Raises MediaError where that is not possible."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
         """End the server and every child of it."""
 
@@ -166,27 +168,30 @@ class PlainServer(Server):
         )
         return PlainJob(process, json.dumps(request).encode() + b"\n", limits.wall + STARTUP_SECONDS)
 
+    def close(self) -> None:
+        """Nothing stays between calls: each child ends with its job."""
 
-class Job:
+
+class Job(ABC):
     """A child at work, as its caller sees it. `seconds_left` runs only while the caller waits."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds_left = seconds
 
-    def send(self, arguments: tuple[Any, ...]) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def send(self, arguments: tuple[Any, ...]) -> None: ...
 
+    @abstractmethod
     def fill(self, body: memoryview) -> int:
         """Read some bytes, 0 where the child has ended. Raises TimeoutError when `seconds_left` are over."""
-        raise NotImplementedError
 
+    @abstractmethod
     def result(self) -> int | None:
         """Wait for the end of the child: its exit status, below zero for a signal, None where it is not known."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
         """End the child where it still runs; when this returns the process is gone."""
-        raise NotImplementedError
 
     def receive(self) -> tuple[bytes, Any]:
         """The next message. Raises MediaError where the child died, was too slow or sent something else."""
