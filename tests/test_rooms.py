@@ -60,12 +60,12 @@ NEVER = {
 
 # A library, and the only rooms that may import it.
 HOME = {
-    **dict.fromkeys(DEEP_LEARNING, ("model/", "engine/local.py")),
+    **dict.fromkeys(DEEP_LEARNING, ("model/", "engine/local.py", "engine/scheduler.py")),
     **dict.fromkeys(DECODERS, ("media/",)),
     **dict.fromkeys(("openai", "httpx"), ("engine/remote.py",)),
     **dict.fromkeys(("gradio", "gradio_client"), ("page/",)),
     "sqlite3": ("store/",),
-    f"{HOUSE}.model": ("model/", "engine/local.py"),
+    f"{HOUSE}.model": ("model/", "engine/local.py", "engine/scheduler.py"),
 }
 
 

@@ -111,7 +111,7 @@ class ChatRequest(Strict):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: Annotated[str, Field(max_length=256)] | None = None  # requests of one user share their turns in the queue
-    priority: Literal["chat", "batch"] | None = None
+    priority: Literal["interactive", "chat", "batch"] | None = None
 
     n: Literal[1] | None = None
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None

@@ -1,12 +1,13 @@
-"""Who is answered next: requests wait by priority, then in the order they came; each can be cancelled at any moment."""
+"""Who is answered next: by priority, then each conversation in its turn; everyone can leave at any moment."""
 
 from __future__ import annotations
 
 import queue
 import threading
 import time
-from collections.abc import Generator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 from qwen3vl_webui.engine.contract import Event, FinishEvent, GenerationRequest, PrefillEvent, TokenEvent
@@ -38,6 +39,11 @@ class Work(Generic[Plan]):
     def __post_init__(self) -> None:
         self.latest = PrefillEvent(0, self.total)
 
+    @property
+    def rank(self) -> int:
+        """Of its priority; the smaller goes first."""
+        return PRIORITIES[self.request.priority]
+
     def tell(self, event: Event | UserError) -> None:
         if isinstance(event, PrefillEvent):
             self.latest = event
@@ -51,13 +57,25 @@ class Work(Generic[Plan]):
 
 
 class RequestQueue(Generic[Plan]):
-    """One request is answered at a time. Thread-safe."""
+    """`places` requests are answered at a time. Thread-safe.
 
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._waiting: list[Work[Plan]] = []
-        self._running: Work[Plan] | None = None
+    Requests of one conversation take turns with those of others: its second comes after everyone's first. Batches leave
+    one place free, so that a person never waits for four of them. `news` is set whenever something happened that the
+    inference thread should look at: a request came or left, or the queue was closed.
+    """
+
+    def __init__(self, places: int = 1) -> None:
+        self.places = places
+        self.news = threading.Event()
+        self._lock = threading.RLock()
+        self._waiting: list[Work[Plan]] = []  # as they came
+        self._running: list[Work[Plan]] = []
+        self._held_back = False  # the first one waits for memory
         self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
 
     def follow(self, work: Work[Plan]) -> Generator[Event, None, None]:
         """Enters the queue and yields the events until the FinishEvent; closing cancels the work.
@@ -75,7 +93,7 @@ class RequestQueue(Generic[Plan]):
                 if isinstance(event, UserError):
                     raise event
                 if isinstance(event, PrefillEvent):
-                    event = PrefillEvent(event.done, event.total, self.position(work))
+                    event = replace(event, waiting=self.position(work))
                 yield event
                 if isinstance(event, FinishEvent):
                     return
@@ -84,55 +102,82 @@ class RequestQueue(Generic[Plan]):
 
     def position(self, work: Work[Plan]) -> int:
         """How many requests stand before this one; 0 when it is being answered."""
-        with self._changed:
-            if work not in self._waiting:
+        with self._lock:
+            order = self._order()
+            if work not in order:
                 return 0
-            return self._waiting.index(work) + (self._running is not None)
+            batches = work.request.priority == "batch" and not self._batch_may_run()
+            full = len(self._running) >= self.places or self._held_back or batches
+            return order.index(work) + full
 
-    def next(self) -> Work[Plan] | None:
-        """Blocks until there is work, which is then running until `done`; None when the queue is closed."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closed)
-            if self._closed:
+    def take(self, admits: Callable[[Work[Plan]], bool] = lambda work: True) -> Work[Plan] | None:
+        """The next request, which is then running until `done`; None when nobody waits or may run yet.
+
+        `admits` tells whether there is memory for the first in the queue; nobody overtakes it meanwhile.
+        """
+        with self._lock:
+            first = next(iter(self._order()), None)
+            if first is None or len(self._running) >= self.places:
                 return None
-            self._running = self._waiting.pop(0)
-            for waiting in tuple(self._waiting):
-                waiting.tell(waiting.latest)
-            return self._running
+            if first.request.priority == "batch" and not self._batch_may_run():
+                return None
+            self._held_back = bool(self._running) and not admits(first)
+            if self._held_back:
+                return None
+            self._waiting.remove(first)
+            self._running.append(first)
+            self._tell_waiting()
+            return first
 
-    def done(self) -> None:
-        with self._changed:
-            self._running = None
-            for waiting in tuple(self._waiting):
-                waiting.tell(waiting.latest)
-            self._changed.notify_all()
+    def done(self, work: Work[Plan]) -> None:
+        with self._lock:
+            self._running.remove(work)
+            self._held_back = False
+            self._tell_waiting()
 
     def close(self) -> None:
         """Ends the work that runs and refuses what waits."""
-        with self._changed:
+        with self._lock:
             self._closed = True
-            ended = [*self._waiting, *([self._running] if self._running else [])]
+            ended = [*self._waiting, *self._running]
             self._waiting = []
             for work in ended:
                 work.cancelled.set()
                 work.tell(EngineError("The server is closing; ask again when it is back."))
-            self._changed.notify_all()
+        self.news.set()
+
+    def _order(self) -> list[Work[Plan]]:
+        """Those who wait, the next one first."""
+        turns = Counter(work.request.conversation for work in self._running)
+        keyed = []
+        for work in self._waiting:
+            conversation = work.request.conversation
+            keyed.append(((work.rank, turns[conversation], work.entered), work))
+            turns[conversation] += 1
+        return [work for _, work in sorted(keyed, key=lambda pair: pair[0])]
+
+    def _batch_may_run(self) -> bool:
+        batches = sum(work.request.priority == "batch" for work in self._running)
+        return batches < max(1, self.places - 1)
+
+    def _tell_waiting(self) -> None:
+        """Wakes those who wait, who then ask for their place."""
+        for waiting in self._waiting:
+            waiting.tell(waiting.latest)
 
     def _enter(self, work: Work[Plan]) -> None:
-        with self._changed:
+        with self._lock:
             if self._closed:
                 raise EngineError("The server is closing; ask again when it is back.")
             if len(self._waiting) >= MOST_WAITING:
                 raise Overloaded(f"{MOST_WAITING} requests wait already; try again in a minute.")
-            self._waiting = sorted(
-                [*self._waiting, work], key=lambda each: (PRIORITIES[each.request.priority], each.entered)
-            )
-            self._changed.notify_all()
+            self._waiting.append(work)
+        self.news.set()
 
     def _abandon(self, work: Work[Plan]) -> None:
-        with self._changed:
+        with self._lock:
             work.cancelled.set()
             if work in self._waiting:
                 self._waiting.remove(work)
-                for waiting in tuple(self._waiting):
-                    waiting.tell(waiting.latest)
+                self._tell_waiting()
+        self.news.set()

@@ -84,6 +84,7 @@ class Vision:
         self.read_pixels = read_pixels
         self.read_frames = read_frames
         self.cache = FeatureCache(most_bytes)
+        self.running = threading.Lock()
 
     def features(
         self, spans: Sequence[VisualSpan], *, check: Callable[[], None] = nothing_to_check
@@ -162,10 +163,11 @@ class Vision:
     @torch.no_grad()
     def run(self, patches: torch.Tensor, grids: Sequence[tuple[int, int, int]]) -> torch.Tensor:
         """[1 + DeepStack taps, tokens, hidden] on the device, of patches [rows, 1536] of the grids in turn."""
-        output = self.tower(
-            patches.to(self.device, self.dtype), grid_thw=torch.tensor(grids, device=self.device), return_dict=True
-        )
-        return torch.stack([output.pooler_output, *output.deepstack_features])
+        with self.running:  # the memory of one group is what was planned for, however many prompts are read
+            output = self.tower(
+                patches.to(self.device, self.dtype), grid_thw=torch.tensor(grids, device=self.device), return_dict=True
+            )
+            return torch.stack([output.pooler_output, *output.deepstack_features])
 
     def encode(
         self, group: Sequence[tuple[VisualSpan, torch.Tensor]]

@@ -30,7 +30,10 @@ LONG = replace(GREEDY, max_tokens=1500)
 
 @dataclass
 class Subject:
-    """An engine whose `held` request stands in prefill until `release` is set, and whose `broken` one fails."""
+    """An engine whose `held` request stands in prefill until `release` is set, and whose `broken` one fails.
+
+    It answers `places` requests at a time.
+    """
 
     engine: Engine
     held: GenerationRequest
@@ -38,6 +41,15 @@ class Subject:
     release: threading.Event
     broken: GenerationRequest
     failure: type[UserError]
+    places: int = 1
+
+    def fill(self) -> list[Consumer]:
+        """Every place is taken until `release`."""
+        consumers = [Consumer(self.engine, self.held) for _ in range(self.places)]
+        assert self.reached.wait(20)
+        for consumer in consumers:
+            consumer.wait_for(lambda event: isinstance(event, PrefillEvent) and event.waiting == 0)
+        return consumers
 
 
 def scripted() -> Iterator[Subject]:
@@ -66,7 +78,7 @@ def local(open_engine: Open) -> Iterator[Subject]:
         return read_pixels(image)
 
     engine = open_engine(endless=True, read_pixels=read, context_length=4096)
-    yield Subject(engine, ask(picture("held")), reached, release, ask(picture("broken")), MediaError)
+    yield Subject(engine, ask(picture("held")), reached, release, ask(picture("broken")), MediaError, places=4)
     release.set()
 
 
@@ -176,35 +188,33 @@ def test_an_answer_never_asked_for_costs_nothing(subject: Subject) -> None:
 
 
 def test_requests_wait_their_turn_and_see_their_place(subject: Subject) -> None:
-    first = Consumer(subject.engine, subject.held)
-    assert subject.reached.wait(20)
+    first, *others = subject.fill()
     second = Consumer(subject.engine, ask("second"))
     second.wait_for(lambda event: isinstance(event, PrefillEvent) and event.waiting == 1)
     third = Consumer(subject.engine, ask("third"))
     third.wait_for(lambda event: isinstance(event, PrefillEvent) and event.waiting == 2)
     assert first.is_alive() and second.is_alive()
     subject.release.set()
-    for consumer in (first, second, third):
+    for consumer in (first, *others, second, third):
         assert finish_of(consumer.whole())
     places = [event.waiting for event in third.events if isinstance(event, PrefillEvent)]
     assert places == sorted(places, reverse=True) and places[-1] == 0
 
 
 def test_events_keep_coming_while_reading_and_while_waiting(subject: Subject) -> None:
-    reading = Consumer(subject.engine, subject.held)
-    assert subject.reached.wait(20)
+    reading, *others = subject.fill()
     waiting = Consumer(subject.engine, ask("second"))
     for consumer in (reading, waiting):
         times = [consumer.arrived.get(timeout=20)[0] for _ in range(5)]
         gaps = np.diff(times)
         assert np.median(gaps) < 1.5  # half a second, on a machine that has other work too
     subject.release.set()
-    assert finish_of(reading.whole()) and finish_of(waiting.whole())
+    for consumer in (reading, *others, waiting):
+        assert finish_of(consumer.whole())
 
 
 def test_one_who_leaves_the_queue_is_not_waited_for(subject: Subject) -> None:
-    first = Consumer(subject.engine, subject.held)
-    assert subject.reached.wait(20)
+    held = subject.fill()
     leaving = subject.engine.generate(ask("leaving"))
     next(leaving)
     last = Consumer(subject.engine, ask("last"))
@@ -212,7 +222,8 @@ def test_one_who_leaves_the_queue_is_not_waited_for(subject: Subject) -> None:
     leaving.close()
     last.wait_for(lambda event: isinstance(event, PrefillEvent) and event.waiting == 1)
     subject.release.set()
-    assert finish_of(first.whole()) and finish_of(last.whole())
+    for consumer in (*held, last):
+        assert finish_of(consumer.whole())
 
 
 def test_trouble_is_raised_and_the_next_request_is_answered(subject: Subject) -> None:

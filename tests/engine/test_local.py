@@ -416,7 +416,7 @@ def test_a_prompt_beyond_the_slab_is_out_of_memory(open_engine: Open) -> None:
 
 def test_each_request_leaves_one_line_in_the_log(open_engine: Open, caplog: pytest.LogCaptureFixture) -> None:
     engine = open_engine(endless=True)
-    with caplog.at_level(logging.INFO, logger="qwen3vl_webui.engine.local"):
+    with caplog.at_level(logging.INFO, logger="qwen3vl_webui.engine.scheduler"):
         run(engine, ask("word " * 300))
         engine.close()
     (line,) = caplog.messages
@@ -446,7 +446,7 @@ def test_an_answer_ends_where_the_model_ends_it(open_engine: Open) -> None:
     engine = open_engine(endless=True)
     whole, _, ids = run_ids(engine, ask("Tell me.", conversation="chat"))
     last = next(place for place in range(3, len(ids)) if ids[place] not in ids[:place])
-    engine._loaded = replace(engine._loaded, eos_ids=frozenset([ids[last]]))
+    engine._scheduler.eos_ids = frozenset([ids[last]])
     text, finish = run(engine, ask("Tell me.", conversation="chat"))
     assert (finish.reason, finish.completion_tokens) == ("stop", last + 1)
     assert whole.startswith(text) and text != whole

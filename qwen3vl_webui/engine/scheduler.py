@@ -1,0 +1,369 @@
+"""The inference thread: up to four requests at once, one forward pass per step for all of them.
+
+A step reads at most one chunk of one prompt and writes one token of every answer. A prompt and the answers share the
+time by halves, so that nobody stalls while a long video is read, and the video is not starved by those who talk.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from qwen3vl_webui.engine.contract import Budget, FinishEvent, PrefillEvent, Timings
+from qwen3vl_webui.engine.queue import RequestQueue, Work
+from qwen3vl_webui.errors import EngineError, OutOfMemory, UserError
+from qwen3vl_webui.model.cache import KVCache, SlabFull, Slot, round_up
+from qwen3vl_webui.model.forward import Run, TextModel
+from qwen3vl_webui.model.inputs import Inputs
+from qwen3vl_webui.model.loading import LoadedModel
+from qwen3vl_webui.model.reading import Chunk, PromptReading
+from qwen3vl_webui.model.rope import Chosen
+from qwen3vl_webui.model.streaming import AnswerText
+from qwen3vl_webui.model.vision import Vision
+from qwen3vl_webui.model.writing import AnswerWriting
+
+log = logging.getLogger(__name__)
+
+CHUNK = {"cuda": 2048, "cpu": 512}  # most prompt tokens of one step
+LEAST_CHUNK = 64
+CHUNK_SECONDS = 1.0  # what a chunk may take when nobody else is being answered, so that stopping stays prompt
+SHARED_SECONDS = 0.25  # ... when others are: they wait for it at each token
+AHEAD = 256  # positions whose cos and sin are computed at once while writing
+RESERVED = 1024  # tokens of answer that are given room before anything is read
+OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    inputs: Inputs
+    budget: Budget
+    chosen: Chosen
+
+    @property
+    def tokens(self) -> int:
+        """Prompt and answer together."""
+        return self.inputs.tokens + self.budget.answer_tokens
+
+
+@dataclass(eq=False)
+class Running:
+    """One request in its slot: read while `reading` is set, then written."""
+
+    work: Work[Prepared]
+    slot: Slot
+    reused: int
+    reading: PromptReading | None
+    writing: AnswerWriting
+    started: float = field(default_factory=time.monotonic)
+    read: float = 0.0  # time.monotonic() when the whole prompt was
+    served: int = 0  # the step that last read of its prompt
+    retried: bool = False
+    turns: tuple[int, torch.Tensor, torch.Tensor] | None = None  # cos and sin from an answer token on
+
+    @property
+    def priority(self) -> int:
+        return self.work.rank
+
+
+class Scheduler:
+    """Answers what comes through `queue`. `remember` is given the text of every answer that ends, however it does."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        *,
+        text: TextModel,
+        vision: Vision,
+        cache: KVCache,
+        queue: RequestQueue[Prepared],
+        forbidden: torch.Tensor,
+        remember: Callable[[str, AnswerText], None],
+    ) -> None:
+        self.loaded = loaded
+        self.eos_ids = loaded.eos_ids
+        self._text, self._vision, self._cache = text, vision, cache
+        self._queue, self._forbidden, self._remember = queue, forbidden, remember
+        self._running: list[Running] = []
+        self._threads: list[threading.Thread] = []
+        self._steps = 0
+        self._rate: float | None = None  # prompt tokens a second, of late
+        self._most_chunk = CHUNK[loaded.device.type]
+        self._owed = 0.0  # seconds of writing before the next chunk
+        self._thread = threading.Thread(target=self._serve, name="inference", daemon=True)
+        self._thread.start()
+
+    def join(self) -> None:
+        """After the queue was closed: waits until nothing runs, decoders included."""
+        self._thread.join()
+        for thread in self._threads:
+            thread.join()
+
+    @torch.inference_mode()
+    def _serve(self) -> None:
+        while True:
+            self._queue.news.clear()
+            for running in [running for running in self._running if running.work.cancelled.is_set()]:
+                log.info("in %s  cancelled", f"{running.work.total:,}")
+                self._leave(running)
+            self._admit()
+            if self._step():
+                continue
+            if self._queue.closed and not self._running:
+                return
+            self._queue.news.wait()
+
+    # Who is answered
+
+    def _admit(self) -> None:
+        while (work := self._queue.take(self._has_memory)) is not None:
+            try:
+                self._running.append(self._begin(work))
+            except Exception as error:  # the thread serves everyone: one request's failure must not end it
+                if isinstance(error, OUT_OF_MEMORY):
+                    self._make_room()
+                self._queue.done(work)
+                work.tell(refusal(error))
+
+    def _has_memory(self, work: Work[Prepared]) -> bool:
+        """Whether every answer can be written to its end when this one comes in: else it waits for one to leave."""
+        most = self._cache.most_tokens
+        longest = max(each.plan.tokens for each in [work, *(running.work for running in self._running)])
+        return most is None or (len(self._running) + 1) * round_up(longest) <= most
+
+    def _begin(self, work: Work[Prepared]) -> Running:
+        inputs, loaded = work.plan.inputs, self.loaded
+        slot, reused = self._cache.take(inputs.keys, work.request.conversation, work.plan.chosen.rope.plan.name)
+        try:
+            self._cache.reserve(slot, inputs.tokens + min(work.plan.budget.answer_tokens, RESERVED))
+            reading = PromptReading(
+                inputs,
+                reused,
+                embed=loaded.embed,
+                make=lambda spans, check: self._vision.features(spans, check=check),
+                news=self._queue.news.set,
+                device=loaded.device,
+            )
+            self._watch(reading)
+        except BaseException:
+            self._cache.release(slot)
+            raise
+        writing = AnswerWriting(
+            work.request.sampling,
+            loaded.vocabulary,
+            self.eos_ids,
+            most_tokens=work.plan.budget.answer_tokens,
+            vocabulary_size=loaded.config.text_config.vocab_size,
+            device=loaded.device,
+            forbidden=self._forbidden,
+        )
+        work.tell(PrefillEvent(reused, inputs.tokens))
+        return Running(work, slot, reused, reading, writing)
+
+    def _watch(self, reading: PromptReading) -> None:
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        if reading.thread is not None:
+            self._threads.append(reading.thread)
+
+    def _leave(self, running: Running) -> None:
+        """Its place and its slot are free; what was read and written stays for the next turn."""
+        if running.reading is not None:
+            running.reading.close()
+        self._remember(running.work.request.conversation, running.writing.text)
+        self._cache.release(running.slot)
+        self._running.remove(running)
+        if not self._running:
+            self._most_chunk = CHUNK[self.loaded.device.type]
+        self._queue.done(running.work)
+
+    def _fail(self, running: Running, error: BaseException) -> None:
+        self._leave(running)
+        running.work.tell(refusal(error))
+
+    # One step
+
+    def _step(self) -> bool:
+        """False when there is nothing to do until there is news."""
+        writers = [running for running in self._running if running.reading is None]
+        reader = self._next_reader(writers)
+        if reader is None and not writers:
+            return False
+        self._steps += 1
+        began = time.monotonic()
+        rows = self._chunk_rows(bool(writers)) if reader is not None else 0
+        self._advance(reader, rows, writers)
+        seconds = time.monotonic() - began
+        if reader is None:
+            self._owed -= seconds
+        else:
+            before = any(writer.priority <= reader.priority for writer in writers)
+            self._owed = seconds if before else 0.0  # those who go first do not wait for others' tokens
+        return True
+
+    def _next_reader(self, writers: list[Running]) -> Running | None:
+        """Of the highest priority whose pictures are ready, the one that has waited longest for its chunk."""
+        rows = self._chunk_rows(bool(writers))
+        readers = [running for running in self._running if running.reading is not None and running.reading.ready(rows)]
+        if not readers:
+            return None
+        first = min(readers, key=lambda running: (running.priority, running.served))
+        wait = self._owed > 0 and any(writer.priority <= first.priority for writer in writers)
+        return None if wait else first
+
+    def _chunk_rows(self, shared: bool) -> int:
+        """Prompt tokens of the next chunk, so that it takes about as long as it may."""
+        most = self._most_chunk
+        if self._rate is None:
+            return max(LEAST_CHUNK, most // 4) if shared else most
+        rows = int(self._rate * (SHARED_SECONDS if shared else CHUNK_SECONDS))
+        return max(LEAST_CHUNK, min(most, rows // LEAST_CHUNK * LEAST_CHUNK))
+
+    def _advance(self, reader: Running | None, rows: int, writers: list[Running]) -> None:
+        """One forward pass for all; when it fails, smaller and then one by one, so that only who causes it fails."""
+        try:
+            return self._forward(reader, rows, writers)
+        except OUT_OF_MEMORY as error:
+            log.warning("out of memory, once more with less: %s", error)
+            self._make_room()
+            rows = max(1, rows // 2)
+            self._most_chunk = max(LEAST_CHUNK, self._most_chunk // 2)
+        except Exception as error:  # told apart below
+            if not isinstance(error, UserError | SlabFull):
+                log.warning("a step failed, once more one by one: %s: %s", type(error).__name__, error)
+        for writer in writers:
+            self._alone(writer, None, 0, [writer])
+        if reader is not None:
+            self._alone(reader, reader, rows, [])
+
+    def _alone(self, running: Running, reader: Running | None, rows: int, writers: list[Running]) -> None:
+        try:
+            self._forward(reader, rows, writers)
+        except Exception as error:  # the thread serves everyone: one request's failure must not end it
+            if isinstance(error, OUT_OF_MEMORY):
+                self._make_room()
+                if running.reading is not None and running.reading.failed and not running.retried:
+                    running.retried = True
+                    running.reading.restart()  # its pictures were what was too much
+                    self._watch(running.reading)
+                    return
+            self._fail(running, error)
+
+    def _make_room(self) -> None:
+        self._cache.clear()
+        if self.loaded.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _forward(self, reader: Running | None, rows: int, writers: list[Running]) -> None:
+        """Nothing of any request has changed when this raises."""
+        embedded, cos_sin, runs = [], [], []
+        chunk: Chunk | None = None
+        began = time.monotonic()
+        if reader is not None:
+            assert reader.reading is not None
+            chunk = reader.reading.chunk(rows)
+            self._cache.reserve(reader.slot, chunk.end)  # after memory ran out it may be gone
+            embedded.append(chunk.rows)
+            cos_sin.append(reader.work.plan.chosen.rope.cos_sin(chunk.positions))
+            runs.append(Run(reader.slot, chunk.start, chunk.end - chunk.start))
+        for writer in writers:
+            self._cache.reserve(writer.slot, writer.slot.length + 1)
+            cos_sin.append(self._turn(writer))
+            runs.append(Run(writer.slot, writer.slot.length, 1))
+        if writers:
+            tokens = torch.tensor([writer.writing.ids[-1] for writer in writers], device=self.loaded.device)
+            embedded.append(self.loaded.embed(tokens))  # (writers, hidden)
+        cos, sin = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*cos_sin, strict=True))
+        hidden = self._text.forward(
+            torch.cat(embedded) if len(embedded) > 1 else embedded[0],
+            (cos, sin),
+            self._cache,
+            runs,
+            chunk.deepstack if chunk is not None else None,
+        )
+        ready = list(writers)
+        if reader is not None and chunk is not None:
+            read = chunk.end - chunk.start
+            whole = chunk.end == reader.work.total
+            hidden = hidden[read - 1 :] if whole else hidden[read:]  # only the last row of a prompt is looked at
+            ready = [reader, *writers] if whole else ready
+        logits = self._text.logits(hidden) if ready else torch.empty(0)  # (n, vocabulary)
+        if reader is not None and chunk is not None:
+            if self.loaded.device.type == "cuda":
+                torch.cuda.synchronize()
+            self._was_read(reader, chunk, time.monotonic() - began)
+        for writer in writers:
+            writer.slot.keys.append(writer.writing.ids[-1])
+        for running, row in zip(ready, logits, strict=True):
+            try:
+                self._write(running, row)
+            except Exception as error:  # the others of this step are whole
+                self._fail(running, error)
+
+    def _was_read(self, reader: Running, chunk: Chunk, seconds: float) -> None:
+        assert reader.reading is not None
+        reader.slot.keys.frombytes(np.ascontiguousarray(chunk.keys).tobytes())
+        reader.reading.advance(chunk.end)
+        reader.served = self._steps
+        rate = (chunk.end - chunk.start) / max(seconds, 1e-6)
+        if chunk.end - chunk.start >= LEAST_CHUNK or self._rate is None:
+            self._rate = rate if self._rate is None else 0.5 * (self._rate + rate)
+        reader.work.tell(PrefillEvent(chunk.end, reader.work.total))
+        if chunk.end == reader.work.total:
+            reader.reading.close()
+            reader.reading = None
+            reader.read = time.monotonic()
+
+    def _turn(self, writer: Running) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin (1, head_dim) of the answer's last token, which stands after the prompt on all three axes."""
+        index = len(writer.writing.ids) - 1
+        if writer.turns is None or not 0 <= index - writer.turns[0] < AHEAD:
+            first = writer.work.plan.inputs.next_position + index
+            ahead = torch.arange(first, first + AHEAD, device=self.loaded.device).expand(3, -1)
+            writer.turns = (index, *writer.work.plan.chosen.rope.cos_sin(ahead))
+        first, cos, sin = writer.turns
+        return cos[index - first : index - first + 1], sin[index - first : index - first + 1]
+
+    def _write(self, running: Running, logits: torch.Tensor) -> None:
+        """One more token of an answer; the end of it when it is the last."""
+        work, writing = running.work, running.writing
+        for event in writing.draw(logits):
+            work.tell(event)
+        if not writing.reason:
+            return
+        self._leave(running)
+        ended = time.monotonic()
+        inputs, reused = work.plan.inputs, running.reused
+        timings = Timings(running.started - work.entered, running.read - running.started, ended - running.read)
+        work.tell(FinishEvent(writing.reason, inputs.tokens, reused, writing.count, timings, work.plan.chosen.sentence))
+        log.info(
+            "in %s (%s kept)  prefill %s tok/s  out %s  %s tok/s  %s",
+            f"{inputs.tokens:,}",
+            f"{reused:,}",
+            f"{(inputs.tokens - reused) / max(timings.prefill, 1e-9):,.0f}",
+            f"{writing.count:,}",
+            f"{writing.count / max(timings.decode, 1e-9):,.0f}",
+            writing.reason,
+        )
+
+
+def refusal(error: BaseException) -> UserError:
+    """What its consumer is told; a traceback would hold the inference thread's tensors."""
+    if isinstance(error, UserError):
+        return error.with_traceback(None)
+    if isinstance(error, (SlabFull, *OUT_OF_MEMORY)):
+        return out_of_memory(error)
+    log.error("a request failed", exc_info=error)
+    return EngineError(f"The model failed on this request ({type(error).__name__}); the log has more.")
+
+
+def out_of_memory(error: BaseException) -> OutOfMemory:
+    log.warning("out of memory: %s", error)
+    return OutOfMemory(
+        "There is not enough memory for this prompt now. Choose a shorter span or fewer pages, or try again when other "
+        "answers are done."
+    )
