@@ -117,11 +117,12 @@ def through_engine(model: str, threads: int) -> Ask:
     """Ask the engine in this process, by the way the page takes: open, lay out, generate."""
     import torch
 
+    from qwen3vl_webui.draft import Attached, Draft
     from qwen3vl_webui.engine.contract import TokenEvent
     from qwen3vl_webui.engine.local import LocalEngine
     from qwen3vl_webui.media.upload import open_upload
     from qwen3vl_webui.model.loading import load
-    from qwen3vl_webui.prompt import Attached, Draft, lay_out
+    from qwen3vl_webui.prompt import lay_out
 
     torch.set_num_threads(threads)
     engine = LocalEngine(load(model, quantization="none"))

@@ -4,7 +4,9 @@ an engine sees.
 Layout of a user's message, in order:
 
 - a picture: its visual tokens; `Picture 2: ` stands before it when the conversation shows more than one;
-- a video: its frames, each temporal patch behind its `<t seconds>` label; `Video 2: ` likewise;
+- a video: its frames, each temporal patch behind its `<t seconds>` label; `Video 2: ` likewise. Where the question
+  names spans of it (`the last ten minutes`), only those; a moment it names is among the frames;
+- a video shown in an earlier turn, once more, when the question names a span of it or a moment that was not seen;
 - a PDF: for each page `Page 3: `, the page's picture, a line break, the page's text layer where it has one and a line
   break; `Document 2, ` likewise before each `Page`;
 - the words.
@@ -14,60 +16,25 @@ A turn that was already shown to the model is repeated to the letter (`Turn.part
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from qwen3vl_webui.conversation import Attachment, Conversation
-from qwen3vl_webui.engine.contract import Budget, Engine, GenerationRequest, Message, Priority, Role, SamplingParams
-from qwen3vl_webui.errors import MediaError, TooLong, Unsupported
-from qwen3vl_webui.media.document import page_as_image, read_texts
+from qwen3vl_webui.draft import Attached, Draft, Options
+from qwen3vl_webui.engine.contract import Budget, Engine, GenerationRequest, Message, SamplingParams
+from qwen3vl_webui.errors import TooLong, Unsupported, UserError
+from qwen3vl_webui.media.moments import plan_chosen, with_moments
 from qwen3vl_webui.media.sampling import fit_document, fit_image, plan_frames
-from qwen3vl_webui.media.values import PATCH_SIDE, Clip, Document, FramePlan, Image, Media, Part
+from qwen3vl_webui.media.values import PATCH_SIDE, Clip, FramePlan, Image, Media, Part
 from qwen3vl_webui.media.video import read_times
+from qwen3vl_webui.showing import File, Named, open_all
 
 LABEL_TOKENS = 16  # `<7123.4 seconds>` and two vision marks: 11 with Qwen's tokenizer, 15 with one that is smaller
 CPU_VIDEO_TOKENS = 8_192  # what a laptop reads in patience; notes: 64 moments at 448 x 256
 CUDA_VIDEO_TOKENS = 32_768  # about 20 s of prefill for 4B on a 24 GB card; more can be set by hand
 ANSWER_SHARE = 4  # at most a quarter of the context is kept free for the answer
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a person set by hand; None: chosen for them.
-
-    `pages` names pages of every PDF of the new message, such as `1-5, 8`; `start` and `end` a span of its videos in
-    seconds; `video_tokens` and `image_tokens` the most one video and one picture may cost.
-    """
-
-    sampling: SamplingParams | None = None
-    system: str = ""
-    fps: float | None = None
-    most_moments: int | None = None
-    start: float | None = None
-    end: float | None = None
-    video_tokens: int | None = None
-    image_tokens: int | None = None
-    pages: str = ""
-    priority: Priority = "chat"
-
-
-@dataclass(frozen=True)
-class Attached:
-    """A file in a message; `id` is what links in the answer call it."""
-
-    media: Media
-    id: str = ""
-    name: str = ""
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A message before it is laid out; or, with `parts`, as it was shown to the model before."""
-
-    role: Role
-    items: tuple[str | Attached, ...]
-    parts: tuple[Part, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,16 +49,18 @@ class Shown:
     height: int = 0
     moments: tuple[float, ...] = ()  # seconds of a video's stamps
     pages: tuple[int, ...] = ()  # of a PDF, 1-based
+    span: tuple[float, float] | None = None  # of a video, in seconds, when it is not shown whole
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """`parts` are those of the last message, to be kept with its turn."""
+    """`parts` are those of the last message, to be kept with its turn; `named` the spans its words name."""
 
     request: GenerationRequest
     budget: Budget
     parts: tuple[Part, ...]
     shown: tuple[Shown, ...]
+    named: tuple[Named, ...] = ()
 
 
 def build(
@@ -111,11 +80,18 @@ def build(
                 drafts.append(Draft("assistant", (turn.text,)))
             continue
         if turn.parts is not None and turn is not path[-1]:
-            drafts.append(Draft("user", (), turn.parts))
+            drafts.append(Draft("user", tuple(_still_there(turn.attachments, media)), turn.parts))
             continue
         files = tuple(Attached(media(a), a.id, a.name) for a in turn.attachments)
         drafts.append(Draft("user", (*files, turn.text) if turn.text else files))
     return lay_out(drafts, engine, options, conversation=conversation.id)
+
+
+def _still_there(attachments: Sequence[Attachment], media: Callable[[Attachment], Media]) -> Iterator[Attached]:
+    """Files shown before; one that is gone since cannot be shown again, and what was seen of it stays."""
+    for attachment in attachments:
+        with suppress(UserError):
+            yield Attached(media(attachment), attachment.id, attachment.name)
 
 
 def lay_out(
@@ -126,7 +102,7 @@ def lay_out(
     Raises TooLong with the numbers and what would fit, MediaError when a page or span does not exist.
     """
     options = options or Options()
-    opened = [[_open(item, options) for item in draft.items] if draft.parts is None else [] for draft in drafts]
+    opened, named = open_all(drafts, options)
     files = [item for items in opened for item in items if not isinstance(item, str)]
     visual = bool(files) or any(isinstance(part, Image | FramePlan) for draft in drafts for part in draft.parts or ())
     sampling = options.sampling or (engine.model.sampling if visual else engine.model.sampling_text)
@@ -146,58 +122,14 @@ def lay_out(
     request = _request(_write(drafts, opened, fitted), sampling, options, conversation)
     budget = engine.plan(request)
     _refuse_what_does_not_fit(budget, bool(files))
-    shown = tuple(_shown(file.attached, fitted[file]) for file in files)
-    return Prompt(request, budget, request.messages[-1].parts, shown)
+    shown = tuple(_shown(file, fitted[file]) for file in files)
+    return Prompt(request, budget, request.messages[-1].parts, shown, named)
 
 
-@dataclass(frozen=True, eq=False)
-class _File:
-    """A file of a new message: a picture, a clip, or the chosen pages of a PDF with their texts."""
-
-    attached: Attached
-    clip: Clip | None = None
-    picture: Image | None = None
-    pages: tuple[Image, ...] = ()
-    points: tuple[tuple[float, float], ...] = ()  # (width, height) of each page
-    texts: tuple[str, ...] = ()
-
-    @property
-    def kind(self) -> str:
-        return "Video" if self.clip else "Picture" if self.picture else "Document"
+Fitted = dict[File, tuple[Image | FramePlan, ...]]
 
 
-def _open(item: str | Attached, options: Options) -> str | _File:
-    if isinstance(item, str):
-        return item
-    match item.media:
-        case Image() as picture:
-            return _File(item, picture=picture)
-        case Document() as document:
-            chosen = read_pages(options.pages, document.pages)
-            texts = read_texts(document)
-            return _File(
-                item,
-                pages=tuple(page_as_image(document, page) for page in chosen),
-                points=tuple(document.page_sizes[page - 1] for page in chosen),
-                texts=tuple(texts[page - 1].strip() for page in chosen),
-            )
-        case Clip() as clip:
-            if options.start is None and options.end is None:
-                return _File(item, clip=clip)
-            try:
-                span = clip.between(options.start or clip.start, clip.end if options.end is None else options.end)
-            except ValueError:
-                raise MediaError(
-                    f"Nothing is left of {item.name or 'the video'} between these times; it is {clip.duration:.1f} "
-                    "seconds long."
-                ) from None
-            return _File(item, clip=span)
-
-
-Fitted = dict[_File, tuple[Image | FramePlan, ...]]
-
-
-def _fit(files: Sequence[_File], engine: Engine, options: Options, room: int) -> Fitted:
+def _fit(files: Sequence[File], engine: Engine, options: Options, room: int) -> Fitted:
     """Each file at the size the model will see it: pictures first, then pages, then videos with what is left."""
     pictures = [file for file in files if file.picture]
     documents = [file for file in files if file.pages]
@@ -228,32 +160,39 @@ def _fit(files: Sequence[_File], engine: Engine, options: Options, room: int) ->
         assert file.clip is not None
         usual = CUDA_VIDEO_TOKENS if engine.model.device.startswith("cuda") else CPU_VIDEO_TOKENS
         by_hand = options.video_tokens or (None if options.fps or options.most_moments else usual)
-        plan = plan_frames(
-            file.clip,
-            read_times(file.clip),
-            budget=min(room // left, by_hand or room // left),
-            label_tokens=LABEL_TOKENS,
-            frame_pixels=engine.model.frame_pixels,
-            fps=options.fps,
-            most_moments=options.most_moments or (None if options.fps else engine.model.most_moments),
-        )
+        share = min(room // left, by_hand or room // left)
+        frame_pixels = engine.model.frame_pixels
+        times = read_times(file.clip)
+        if file.chosen:
+            plan = plan_chosen(
+                file.clip, times, file.chosen, budget=share, label_tokens=LABEL_TOKENS, frame_pixels=frame_pixels
+            )
+        else:
+            plan = plan_frames(
+                file.clip,
+                times,
+                budget=share,
+                label_tokens=LABEL_TOKENS,
+                frame_pixels=frame_pixels,
+                fps=options.fps,
+                most_moments=options.most_moments or (None if options.fps else engine.model.most_moments),
+            )
+            plan = with_moments(plan, times, file.moments)
         fitted[file] = (plan,)
         room -= plan.tokens + LABEL_TOKENS * len(plan.patches)
     return fitted
 
 
-def _write(drafts: Sequence[Draft], opened: Sequence[Sequence[str | _File]], fitted: Fitted) -> tuple[Message, ...]:
+def _write(drafts: Sequence[Draft], opened: Sequence[Sequence[str | File]], fitted: Fitted) -> tuple[Message, ...]:
     """The messages in layout. Files that are not fitted yet are written without their pictures."""
-    totals = {kind: 0 for kind in ("Picture", "Video", "Document")}
-    for draft, items in zip(drafts, opened, strict=True):
-        for kind in _kinds(draft, items):
-            totals[kind] += 1
-    numbers = dict.fromkeys(totals, 0)
+    videos: dict[str, int] = {}  # digest -> its number: shown again it keeps the one it has
+    totals = Counter(kind for draft, items in zip(drafts, opened, strict=True) for kind in _kinds(draft, items, videos))
+    numbers: Counter[str] = Counter()
+    known: dict[str, int] = {}
     messages = []
     for draft, items in zip(drafts, opened, strict=True):
         if draft.parts is not None:
-            for kind in _kinds(draft, items):
-                numbers[kind] += 1
+            numbers.update(_kinds(draft, items, known))
             messages.append(Message(draft.role, draft.parts))
             continue
         parts: list[Part] = []
@@ -261,8 +200,9 @@ def _write(drafts: Sequence[Draft], opened: Sequence[Sequence[str | _File]], fit
             if isinstance(item, str):
                 parts.append(item)
                 continue
-            numbers[item.kind] += 1
-            label = f"{item.kind} {numbers[item.kind]}" if totals[item.kind] > 1 else ""
+            numbers.update(_kinds(draft, [item], known))
+            number = videos[item.clip.digest] if item.clip else numbers[item.kind]
+            label = f"{item.kind} {number}" if totals[item.kind] > 1 else ""
             views = fitted.get(item, ())
             if item.kind == "Document":
                 for index, text in enumerate(item.texts):
@@ -277,15 +217,18 @@ def _write(drafts: Sequence[Draft], opened: Sequence[Sequence[str | _File]], fit
     return tuple(messages)
 
 
-def _kinds(draft: Draft, items: Sequence[str | _File]) -> list[str]:
-    """The kinds of the files of one message, in order; the pages of one PDF count once."""
-    if draft.parts is None:
-        return [item.kind for item in items if not isinstance(item, str)]
+def _kinds(draft: Draft, items: Sequence[str | File], videos: dict[str, int]) -> list[str]:
+    """The kinds of the files that are new in one message, in order; the pages of one PDF count once, and a video once
+    in a conversation: `videos` has the number of each so far and gets those of the new ones."""
     kinds, documents = [], set()
-    for part in draft.parts:
+    for part in items if draft.parts is None else draft.parts:
         match part:
-            case FramePlan():
-                kinds.append("Video")
+            case File(clip=Clip(digest=digest)) | FramePlan(clip=Clip(digest=digest)):
+                if digest not in videos:
+                    videos[digest] = len(videos) + 1
+                    kinds.append("Video")
+            case File(kind=kind):
+                kinds.append(kind)
             case Image(page=None):
                 kinds.append("Picture")
             case Image(digest=digest) if digest not in documents:
@@ -333,32 +276,14 @@ def _refuse_what_does_not_fit(budget: Budget, has_files: bool) -> None:
     )
 
 
-def _shown(attached: Attached, views: tuple[Image | FramePlan, ...]) -> Shown:
+def _shown(file: File, views: tuple[Image | FramePlan, ...]) -> Shown:
+    attached = file.attached
     tokens = sum(view.tokens for view in views)
     first = views[0]
     if isinstance(first, FramePlan):
-        return Shown(
-            attached.id, attached.name, "video", tokens, first.width, first.height, moments=tuple(first.stamps)
-        )
+        size = first.width, first.height
+        return Shown(attached.id, attached.name, "video", tokens, *size, moments=tuple(first.stamps), span=file.span)
     assert first.seen is not None
     width, height = first.seen
     pages = tuple(view.page for view in views if isinstance(view, Image) and view.page is not None)
     return Shown(attached.id, attached.name, "document" if pages else "image", tokens, width, height, pages=pages)
-
-
-def read_pages(text: str, pages: int) -> tuple[int, ...]:
-    """`1-3, 8` -> (1, 2, 3, 8), in order, without repeats; an empty text is every page.
-
-    Raises MediaError when it is not of that form or names a page that is not there.
-    """
-    if not text.strip():
-        return tuple(range(1, pages + 1))
-    chosen: set[int] = set()
-    for piece in text.replace("，", ",").replace("–", "-").split(","):
-        match = re.fullmatch(r"\s*(\d{1,5})\s*(?:-\s*(\d{1,5})\s*)?", piece)
-        first = int(match[1]) if match else 0
-        last = int(match[2] or match[1]) if match else 0
-        if not 1 <= first <= last <= pages:
-            raise MediaError(f"Write pages as 1-3, 8; this PDF has {pages}.", param="pages")
-        chosen.update(range(first, last + 1))
-    return tuple(sorted(chosen))

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from qwen3vl_webui.draft import Attached, Draft
 from qwen3vl_webui.engine.contract import TokenEvent
 from qwen3vl_webui.engine.local import LocalEngine
 from qwen3vl_webui.media.upload import open_upload
 from qwen3vl_webui.model.loading import load
-from qwen3vl_webui.prompt import Attached, Draft, lay_out
+from qwen3vl_webui.prompt import lay_out
 
 SAMPLES = Path(__file__).parent.parent / "assets" / "samples"
 

@@ -1,15 +1,19 @@
 """What the model is shown of a conversation: layout, sizes, and what is refused."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from qwen3vl_webui.conversation import Attachment, Conversation
+from qwen3vl_webui.draft import Attached, Draft, Options
 from qwen3vl_webui.engine.contract import Message, ModelInfo
 from qwen3vl_webui.errors import MediaError, TooLong, Unsupported
+from qwen3vl_webui.media import video
 from qwen3vl_webui.media.upload import open_upload
-from qwen3vl_webui.media.values import FramePlan, Image, Media, Part
-from qwen3vl_webui.prompt import Attached, Draft, Options, build, lay_out, read_pages
+from qwen3vl_webui.media.values import Clip, FramePlan, Image, Media, Part
+from qwen3vl_webui.prompt import Prompt, build, lay_out
+from qwen3vl_webui.showing import Named, read_pages
 from tests.clips import colour_clip, pdf, png
 from tests.scripted_engine import ScriptedEngine
 
@@ -158,3 +162,111 @@ def test_pages_in_words(text: str, pages: tuple[int, ...]) -> None:
 def test_pages_that_are_not_there(text: str) -> None:
     with pytest.raises(MediaError, match="this PDF has 5"):
         read_pages(text, 5)
+
+
+# Spans in words
+
+
+def stamps(prompt: Prompt) -> list[float]:
+    return [stamp for part in prompt.parts if isinstance(part, FramePlan) for stamp in part.stamps]
+
+
+def test_a_span_in_words_narrows_the_video_and_is_told(lookup: Callable[[Attachment], Media]) -> None:
+    prompt = build(ask("film", text="What happens between 0:02 and 0:05?"), ScriptedEngine(), lookup)
+    assert all(2.0 <= stamp < 5.0 for stamp in stamps(prompt))
+    assert prompt.shown[0].span == (2.0, 5.0)
+    assert prompt.named == (Named("film", "film.bin", 2.0, 5.0, used=True),)
+
+
+def test_several_spans_are_several_plans_of_one_video(lookup: Callable[[Attachment], Media]) -> None:
+    prompt = build(ask("film", text="Compare 0:01-0:02 with 0:06-0:07."), ScriptedEngine(), lookup)
+    plans = [part.clip for part in prompt.parts if isinstance(part, FramePlan)]
+    assert [(plan.start, plan.end) for plan in plans] == [(1.0, 2.0), (6.0, 7.0)]
+    assert outline(prompt.request.messages[-1])[-1].startswith("Compare")
+    assert "Video" not in "".join(part for part in prompt.parts if isinstance(part, str))
+
+
+def test_the_words_are_overruled_by_hand_and_by_a_click(lookup: Callable[[Attachment], Media]) -> None:
+    question = ask("film", text="What happens between 0:02 and 0:05?")
+    whole = build(question, ScriptedEngine(), lookup, Options(whole=True))
+    assert max(stamps(whole)) > 6
+    assert [(named.start, named.used) for named in whole.named] == [(2.0, False)]
+    by_hand = build(question, ScriptedEngine(), lookup, Options(start=6.0))
+    assert min(stamps(by_hand)) >= 6
+    chosen = build(question, ScriptedEngine(), lookup, Options(moments={"film": ((1.0, 1.0), (7.0, 7.5))}))
+    assert stamps(chosen) == [1.0, 7.25]
+
+
+def test_only_the_video_that_is_named_is_narrowed(media: dict[str, Media]) -> None:
+    items = (
+        Attached(media["film"], "a", "lecture.mp4"),
+        Attached(other(media), "b", "holiday.mp4"),
+        "holiday 0:02-0:05?",
+    )
+    prompt = lay_out([Draft("user", items)], ScriptedEngine())
+    assert [shown.span for shown in prompt.shown] == [None, (2.0, 5.0)]
+
+
+def other(media: dict[str, Media]) -> Media:
+    """The same film under another digest."""
+    film = media["film"]
+    assert isinstance(film, Clip)
+    video._scans["other"] = video.scan_of(film)
+    return replace(film, digest="other")
+
+
+def told(*questions: str, lookup: Callable[[Attachment], Media], engine: ScriptedEngine) -> tuple[Prompt, Conversation]:
+    """A conversation about the film that was asked and answered but for its last question."""
+    conversation = ask("film", text=questions[0])
+    for question in questions[1:]:
+        parts = build(conversation, engine, lookup).parts
+        conversation = conversation.update(conversation.path[-1].id, parts=parts).answer()
+        conversation = conversation.update(conversation.path[-1].id, text="Yes.", state="done")
+        conversation = conversation.ask(question)
+    return build(conversation, engine, lookup), conversation
+
+
+def test_a_span_in_a_later_question_is_read_again_behind_an_unchanged_prefix(
+    lookup: Callable[[Attachment], Media],
+) -> None:
+    engine = ScriptedEngine(model=ModelInfo("small", "small", most_moments=3))
+    first = build(ask("film", text="What?"), engine, lookup)
+    prompt, _ = told("What?", "And between 0:02 and 0:04?", lookup=lookup, engine=engine)
+    assert prompt.request.messages[0].parts == first.parts
+    assert stamps(prompt)
+    assert all(2.0 <= stamp < 4.0 for stamp in stamps(prompt))
+    assert prompt.shown[0].id == "film"
+    again, _ = told("What?", "And between 0:02 and 0:04?", "Why?", lookup=lookup, engine=engine)
+    assert again.request.messages[2].parts == prompt.parts  # and the third question shows nothing again
+    assert again.shown == ()
+
+
+def test_a_moment_in_a_later_question_is_looked_at_only_where_it_was_not_seen(
+    lookup: Callable[[Attachment], Media],
+) -> None:
+    dense = ScriptedEngine()
+    prompt, _ = told("What?", "What is at 0:04?", lookup=lookup, engine=dense)
+    assert prompt.shown == ()
+    sparse = ScriptedEngine(model=ModelInfo("small", "small", most_moments=2))
+    prompt, _ = told("What?", "What is at 0:04?", lookup=lookup, engine=sparse)
+    assert [shown.span for shown in prompt.shown] == [(2.0, 6.0)]
+    assert any(abs(stamp - 4.0) <= 1.0 for stamp in stamps(prompt))
+
+
+def test_a_moment_in_the_first_question_is_among_those_shown(lookup: Callable[[Attachment], Media]) -> None:
+    engine = ScriptedEngine(model=ModelInfo("small", "small", most_moments=2))
+    prompt = build(ask("film", text="What is at 0:03?"), engine, lookup)
+    assert 3.0 in stamps(prompt)
+    assert len(stamps(prompt)) == 2
+
+
+def test_a_video_shown_again_keeps_its_number(media: dict[str, Media]) -> None:
+    engine = ScriptedEngine()
+    files = (Attached(media["film"], "a", "lecture.mp4"), Attached(other(media), "b", "holiday.mp4"))
+    first = lay_out([Draft("user", (*files, "What?"))], engine)
+    later = [
+        Draft("user", files, first.parts),
+        Draft("assistant", ("Yes.",)),
+        Draft("user", ("And video 2 from 0:02 to 0:04?",)),
+    ]
+    assert outline(lay_out(later, engine).request.messages[-1])[:2] == ["Video 2: ", "FramePlan"]

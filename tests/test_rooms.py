@@ -46,6 +46,16 @@ NEVER = {
         "gradio",
         *ours("page", "model", "engine.local", "engine.remote", "store", "jobs", *SERVING),
     ],
+    **dict.fromkeys(
+        ("focus.py", "draft.py", "showing.py"),
+        [
+            *DECODERS,
+            *DEEP_LEARNING,
+            *SERVERS,
+            "gradio",
+            *ours("page", "model", "engine.local", "engine.remote", "store", "jobs", "prompt", *SERVING),
+        ],
+    ),
     "store/": [*SERVERS, "gradio", *ours("engine", "model", "page", "prompt", "jobs", *SERVING)],
     "jobs.py": [*SERVERS, "gradio", *ours("engine.local", "engine.remote", "model", "page", *SERVING)],
     "engine/": [*SERVERS, "gradio", *ours("page", "store", "jobs", "prompt", *SERVING)],

@@ -3,12 +3,13 @@
 import { bytes, clock, fill, h, icon, iconButton, language, number, sentenceOf, t } from "./dom.js";
 import { address, ask, command, emit, isRunning, on, serve, state } from "./session.js";
 import { preview } from "./thread.js";
+import { drawNamed } from "./named.js";
 import { openPath, upload } from "./upload.js";
 
 const ACCEPT = { image: "image/*", video: "video/*,.mkv,.avi,.ts", document: "application/pdf,.pdf" };
 const PAUSE = 350; // ms of stillness before the cost is counted
 
-let box, chips, presets, meter, trouble, button, picker, pathRow, pathBox;
+let box, chips, presets, meter, named, trouble, button, picker, pathRow, pathBox;
 let items = []; // uploads and stored files of the message being written
 let task = "";
 
@@ -19,6 +20,7 @@ export function mount({ element, server }) {
   chips = h("div.qv-chips");
   presets = h("div.qv-presets", { role: "group" });
   meter = h("div.qv-meter");
+  named = h("div.qv-named", { role: "status", hidden: true });
   box = h("textarea.qv-box", { id: "qv-question", rows: 1, placeholder_t: "ask_more", label_t: "ask_more" });
   picker = h("input", { type: "file", multiple: true, hidden: true, id: "qv-picker", tabindex: -1 });
   button = h("button.qv-send", { type: "button", id: "qv-send" });
@@ -27,7 +29,7 @@ export function mount({ element, server }) {
   fill(root,
     presets,
     h("div.qv-card-box", {},
-      trouble, chips, pathRow, box,
+      trouble, chips, pathRow, box, named,
       h("div.qv-tools", {},
         iconButton("attach", "add_files", () => choose(), { id: "qv-attach" }),
         window.qvPage?.mediaFolder && iconButton("folder", "open_path", () => { pathRow.hidden = !pathRow.hidden; if (!pathRow.hidden) pathBox.focus(); }),
@@ -252,7 +254,7 @@ function accepted(sent) {
   if (sendsNext) { sendsNext = false; setTimeout(send); }
   if (sent.do === "send") { // what was written since stays
     items = items.filter((item) => !sent.files.some((file) => file.id === item.stored?.id));
-    if (box.value === sent.text) { box.value = ""; task = ""; }
+    if (box.value === sent.text) { box.value = ""; task = ""; drawNamed(named, null); }
     redraw();
   }
   if (sent.answers) complain(null);
@@ -336,6 +338,7 @@ async function price() {
 
 function drawMeter(answer) {
   lastPrice = answer;
+  drawNamed(named, answer?.named);
   if (sendsUploaded) { fill(meter, h("span", {}, t("upload_wait"))); return; }
   if (!answer) { fill(meter); return; }
   if (answer.error) {

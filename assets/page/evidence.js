@@ -87,7 +87,7 @@ function show(file, link) {
   viewer.refresh?.(known);
   drawTabs();
   collect();
-  if (link?.href) { shownHref = link.href; viewer.open?.(link); markShown(); }
+  if (link && link.t !== undefined || link?.href) { shownHref = link.href || null; viewer.open?.(link); markShown(); }
 }
 
 const gone = () => ({ element: h("div.qv-nothing", {}, icon("warn", 24), h("span", {}, t("gone"))), close() {} });

@@ -5,6 +5,9 @@ import { address } from "./session.js";
 
 const EPSILON = 0.001; // seconds: a seek to a frame's exact time may land on the frame before
 
+/** What the model was shown last: one second for the two frames of each moment. */
+const momentsOf = (file) => (file.plans?.at(-1).pairs || []).map(([first, second]) => Math.round(500 * (first + second)) / 1000);
+
 export function player(file) {
   const video = h("video", { controls: true, playsInline: true, preload: "metadata", tabindex: 0, id: "qv-video" });
   const still = h("img.qv-still", { alt: "", hidden: true });
@@ -32,7 +35,7 @@ export function player(file) {
   video.addEventListener("seeking", follow);
   for (const name of ["loadeddata", "seeked"]) video.addEventListener(name, () => { if (playable && target === null && !video.seeking) still.hidden = true; });
   video.addEventListener("error", () => { if (video.src) { playable = false; say(t("no_play")); showStill(target ?? Math.max(file.start, video.currentTime)); } });
-  drawStrip(file.moments || []);
+  drawStrip(momentsOf(file));
   load();
 
   async function load() {
@@ -111,7 +114,7 @@ export function player(file) {
 
   function drawStrip(seconds) {
     stripHead.hidden = strip.hidden = !seconds.length;
-    fill(stripHead, h("span", {}, t("sampled")), h("span.qv-dim", {}, file.frame ? t("sampled_count", { n: seconds.length, width: file.frame[0], height: file.frame[1] }) : ""));
+    fill(stripHead, h("span", {}, t("sampled")), h("span.qv-dim", {}, file.plans ? t("sampled_count", { n: seconds.length, width: file.plans.at(-1).frame[0], height: file.plans.at(-1).frame[1] }) : ""));
     moments = seconds.map((second) => ({ seconds: second, element: h("button.qv-moment", { type: "button", title: clock(second), onclick: () => seek(second) },
       h("img", { src: address(`thumb/${file.id}/${second.toFixed(3)}.webp?width=160`), alt: "", loading: "lazy", decoding: "async", onerror: (event) => event.target.classList.add("qv-broken") }),
       h("span", {}, clock(second))) }));
@@ -141,7 +144,7 @@ export function player(file) {
     },
     refresh(known) {
       file = known;
-      if (strip.dataset.key !== (known.moments || []).join()) drawStrip(known.moments || []);
+      if (strip.dataset.key !== momentsOf(known).join()) drawStrip(momentsOf(known));
     },
     pause() { video.pause(); },
     close() { closed = true; clearTimeout(timer); video.pause(); video.removeAttribute("src"); video.load(); },

@@ -16,6 +16,8 @@ export const SENTENCES = {
   "This answer is no longer there. Reload the page.": "这个回答已不存在。请刷新页面。",
   "The page and the server do not match. Reload the page.": "页面与服务器版本不一致。请刷新页面。",
   "The settings of this message cannot be read. Reload the page.": "无法读取这条消息的设置。请刷新页面。",
+  "Choose at most {} moments of a video.": "一个视频最多选择 {1} 个时刻。",
+  "None of the chosen moments lies in this video. Add some, or let them be chosen for you.": "所选时刻都不在这个视频中。请添加一些，或让系统自动选择。",
   "There is no setting {} here.": "这里没有 {1} 这项设置。",
   "The setting {} goes from {} to {}.": "“{1}”的取值范围是 {2} 到 {3}。",
   "The setting {} is a text of at most {} characters.": "“{1}”最多 {2} 个字符。",

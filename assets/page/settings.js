@@ -12,7 +12,7 @@ const SAMPLING = [
   { key: "repetition_penalty", least: 0.5, most: 2, step: 0.01 },
 ];
 
-const PARTS = ["start", "end", "pages"];
+const PARTS = ["start", "end", "pages", "whole", "moments"]; // of one message, not kept for the next
 
 let root, body, back;
 
@@ -29,8 +29,8 @@ export function mount({ element }) {
   on("language", draw);
   on("status", draw);
   on("plan", (plan) => { for (const [key, value] of Object.entries(plan)) set(key, value); draw(); });
-  on("accepted", (sent) => { if (sent.do === "send" && sent.files.length) forgetParts(); });
-  on("new", forgetParts);
+  on("accepted", (sent) => { if (sent.do === "send") forgetParts(sent.files.length ? PARTS : PARTS.filter((key) => key !== "pages")); });
+  on("new", () => forgetParts());
   addEventListener("keydown", (event) => { if (event.key === "Escape" && document.body.classList.contains("qv-drawer-open")) { event.preventDefault(); open(false); } }, true);
   draw();
 }
@@ -41,9 +41,9 @@ function open(isOpen = !document.body.classList.contains("qv-drawer-open")) {
   if (isOpen) root.querySelector("input, textarea")?.focus({ preventScroll: true });
 }
 
-/** Pages and spans belong to the files of one message. */
-function forgetParts() {
-  for (const key of PARTS) if (key in state.options) set(key, null);
+/** Pages and spans belong to one message. */
+function forgetParts(keys = PARTS) {
+  for (const key of keys) if (key in state.options) set(key, null);
   draw();
 }
 

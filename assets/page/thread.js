@@ -4,6 +4,7 @@ import { clock, fill, h, icon, iconButton, language, number, sentenceOf, t } fro
 import { address, command, connect, emit, isRunning, isStale, on, state } from "./session.js";
 import { copy } from "./code.js";
 import { forget, show } from "./markdown.js";
+import { range } from "./named.js";
 import { welcome } from "./welcome.js";
 import "./links.js";
 
@@ -120,6 +121,14 @@ export function preview(file, width) {
   return h("img", { src: address(path), alt: "", loading: "lazy", decoding: "async", onerror: (event) => event.target.remove() });
 }
 
+/** Which part of a video a question was answered from, where that was not the whole. */
+function spansRead(turn) {
+  const read = Object.values(state.thread.files).flatMap((file) => (file.plans || []).filter((plan) => plan.turn === turn.id)
+    .flatMap((plan) => plan.spans).filter(([start, end]) => end - start < file.duration - 0.5).map(([start, end]) => ({ file, start, end })));
+  if (!read.length) return null;
+  return h("div.qv-read", {}, icon("film", 13), read.map(({ file, start, end }) => h("button", { type: "button", title: file.name, onclick: () => emit("open", { file, t: start }) }, range(start, end))));
+}
+
 const middle = (file) => ((file.start || 0) + Math.min(1, file.duration / 2)).toFixed(1);
 
 function versions(turn) {
@@ -141,7 +150,7 @@ function question(turn) {
   let now = turn;
   const draw = () => {
     row.classList.remove("qv-editing");
-    fill(body, attachments(now.files), now.text && h("div.qv-bubble", {}, now.text));
+    fill(body, attachments(now.files), now.text && h("div.qv-bubble", {}, now.text), spansRead(now));
     fill(foot, versions(now),
       h("span.qv-actions", {},
         iconButton("copy", "copy", (event) => copy(now.text, event.currentTarget)),

@@ -13,9 +13,9 @@ from typing import Any, assert_never
 from uuid import uuid4
 
 from qwen3vl_webui.api import schema
+from qwen3vl_webui.draft import Attached, Draft
 from qwen3vl_webui.engine.contract import Event, FinishEvent, ModelInfo, PrefillEvent, SamplingParams, TokenEvent
 from qwen3vl_webui.errors import MediaError, UserError
-from qwen3vl_webui.prompt import Attached, Draft
 from qwen3vl_webui.store.store import Store, Stored
 
 INLINE = "inline"  # the purpose of files that live as long as their request

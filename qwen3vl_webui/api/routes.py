@@ -17,10 +17,11 @@ from qwen3vl_webui.api.answering import Answer, AnswerStream, Places
 from qwen3vl_webui.api.completions import FILE_ID, INLINE, Attachments, sampling_of
 from qwen3vl_webui.api.schema import ChatRequest, read_chat_request
 from qwen3vl_webui.api.upload_form import receive_form
+from qwen3vl_webui.draft import Attached, Options
 from qwen3vl_webui.engine.contract import Engine, GenerationRequest, ModelInfo
 from qwen3vl_webui.engine.opening import OpeningEngine
 from qwen3vl_webui.errors import NotFound, NotReady, UserError
-from qwen3vl_webui.prompt import Attached, Options, lay_out
+from qwen3vl_webui.prompt import lay_out
 from qwen3vl_webui.services import Services
 from qwen3vl_webui.store.store import Stored
 from qwen3vl_webui.web.byte_ranges import FileRange

@@ -147,9 +147,12 @@ class Desk:
         return job if job is not None and job.owner == owner and job.running else None
 
 
+KEPT = {"start", "end", "pages", "whole", "moments"}
+
+
 def kept(question: Turn) -> dict[str, Any]:
     """What was set for the files of one message: it stays with it, also when the drawer has moved on."""
-    return {key: value for key, value in question.options.items() if key in {"start", "end", "pages"}}
+    return {key: value for key, value in question.options.items() if key in KEPT}
 
 
 class Watches:

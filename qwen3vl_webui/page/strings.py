@@ -131,6 +131,10 @@ WORDS: dict[str, tuple[str, str]] = {
     "meter_plan": ("This would fit: {plan}", "可行方案：{plan}"),
     "meter_use": ("Use it", "采用"),
     "meter_reading": ("Counting…", "计算中…"),
+    "named_used": ("Reads only {spans} of {name}, as your question says.", "按你的问题，只读 {name} 的 {spans}。"),
+    "named_whole": ("Not narrowed to {spans} of {name}.", "未限定到 {name} 的 {spans}。"),
+    "named_undo": ("Read all of it", "读取全部"),
+    "named_redo": ("Only that part", "只读这一段"),
     "plan_frames": ("frames chosen automatically", "自动选择画面"),
     # thread
     "you": ("You", "你"),

@@ -50,18 +50,33 @@ def view_turn(turn: Turn, conversation: Conversation, files: dict[str, Any]) -> 
 
 
 def view_files(path: tuple[Turn, ...], media: MediaOf) -> dict[str, Any]:
-    """Attachment id -> what a viewer needs, with what the model was shown of it where it was asked."""
+    """Attachment id -> what a viewer needs. A video has `plans`: what the model was shown of it, question by question,
+    each moment as the seconds of its two frames."""
     files: dict[str, Any] = {}
+    by_digest: dict[str, str] = {}
     for turn in path:
         for attachment in turn.attachments:
-            file = files.setdefault(attachment.id, view_file(attachment, media))
-            for part in turn.parts or ():
-                if isinstance(part, FramePlan) and part.clip.digest == attachment.digest:
-                    file["moments"] = [round(stamp, 3) for stamp in part.stamps]
-                    file["frame"] = [part.width, part.height]
-                elif isinstance(part, Image) and part.digest == attachment.digest and part.page is not None:
-                    file.setdefault("read", []).append(part.page)
+            files.setdefault(attachment.id, view_file(attachment, media))
+            by_digest[attachment.digest] = attachment.id
+        for part in turn.parts or ():
+            match part:
+                case FramePlan(clip=Clip(digest=digest)) if digest in by_digest:
+                    add_plan(files[by_digest[digest]], turn, part)
+                case Image(digest=digest, page=int(page)) if digest in by_digest:
+                    files[by_digest[digest]].setdefault("read", []).append(page)
     return files
+
+
+def add_plan(file: dict[str, Any], turn: Turn, plan: FramePlan) -> None:
+    """Spans read in one question stand together as one plan."""
+    pairs = [[round(first, 3), round(second, 3)] for first, second in plan.patches]
+    plans = file.setdefault("plans", [])
+    span = [plan.clip.start, plan.clip.end]
+    if plans and plans[-1]["turn"] == turn.id:
+        plans[-1]["pairs"] += pairs
+        plans[-1]["spans"].append(span)
+    else:
+        plans.append({"turn": turn.id, "pairs": pairs, "spans": [span], "frame": [plan.width, plan.height]})
 
 
 def view_file(attachment: Attachment, media: MediaOf) -> dict[str, Any]:
@@ -116,8 +131,13 @@ def view_price(prompt: Prompt) -> dict[str, Any]:
                 "height": file.height,
                 "moments": len(file.moments),
                 "pages": len(file.pages),
+                "span": file.span,
             }
             for file in prompt.shown
+        ],
+        "named": [
+            {"id": span.id, "name": span.name, "start": span.start, "end": span.end, "used": span.used}
+            for span in prompt.named
         ],
     }
 

@@ -75,8 +75,13 @@ class PlayableCopies:
                 self._set(clip, Playing("ready", 1.0))
             except Cancelled:
                 return
+            except FileNotFoundError:  # its conversation was deleted meanwhile: who uploads it again gets another try
+                self._forget(clip)
             except UserError as error:
-                self._set(clip, Playing("failed", sentence=error.sentence))
+                if clip.path.exists():
+                    self._set(clip, Playing("failed", sentence=error.sentence))
+                else:
+                    self._forget(clip)
             except OSError as error:
                 sentence = f"The copy to play could not be written: {error.strerror}. Free some space on the disk."
                 self._set(clip, Playing("failed", sentence=sentence))
@@ -100,6 +105,10 @@ class PlayableCopies:
             part.rename(target)
         finally:
             part.unlink(missing_ok=True)
+
+    def _forget(self, clip: Clip) -> None:
+        with self._lock:
+            self._states.pop(clip.digest, None)
 
     def _set(self, clip: Clip, playing: Playing) -> None:
         with self._lock:

@@ -17,10 +17,13 @@ from fastapi import FastAPI
 from PIL import Image as Picture
 
 from qwen3vl_webui.jobs import Jobs
+from qwen3vl_webui.media.playback import how_to_play
+from qwen3vl_webui.media.values import Clip
 from qwen3vl_webui.services import Services
 from qwen3vl_webui.settings import Settings
 from qwen3vl_webui.store.store import Store
 from qwen3vl_webui.web.media_routes import media_routes
+from qwen3vl_webui.web.playable import PlayableCopies
 from qwen3vl_webui.web.protection import protect
 from tests import clips
 from tests.scripted_engine import ScriptedEngine
@@ -369,6 +372,23 @@ def test_a_server_that_stops_cancels_the_copy(tmp_path: Path) -> None:
         assert state_of(site, stored["id"])["play"] == "making"
     left = [path.name for path in (tmp_path / "data" / "media").rglob("*.play.mp4*")]
     assert left in ([], [f"{stored['digest']}.play.mp4"])
+
+
+def test_a_copy_whose_film_was_deleted_is_made_again_when_it_comes_back(tmp_path: Path) -> None:
+    path = clips.colour_clip(tmp_path / "film.avi", 3, codec="mpeg4", clock=Fraction(1, 10))
+    store = Store(tmp_path / "data")
+    film = store.add_file("local", "film.avi", path)
+    clip = film.media
+    assert isinstance(clip, Clip)
+    how_to_play(clip)  # known, so that the copy begins at once
+    copies = PlayableCopies(store)
+    store.remove_file("local", film.id)
+    copies.state(clip)
+    wait_until(lambda: clip.digest not in copies._states)
+    store.add_file("local", "film.avi", path)
+    wait_until(lambda: copies.state(clip).play == "ready", 60)
+    copies.close()
+    store.close()
 
 
 def test_asyncio_is_not_blocked_by_an_upload(site: Site, made: Path) -> None:

@@ -1,0 +1,80 @@
+"""Which part of a video a question is about: the spans and the moments its words name, and the video it names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qwen3vl_webui.times import find_span, find_times
+
+MOST_SPANS = 4  # a text with more ranges is a transcript or a list, not a question about parts
+MOST_CLOCKS = 8
+Span = tuple[float, float]
+
+# What follows shows how an answer should look: its times mean nothing.
+_EXAMPLE = re.compile(
+    r"(?:\be\.g\.|\b(?:for example|such as|format(?:ted)?|in the form)\b|例如|比如|譬如|格式|形如)"
+    r"[^;。；\n?？!！]{0,80}",
+    re.IGNORECASE,
+)
+_NUMBERED = r"\b(?:video|clip|film|movie) ?{n}\b(?!:)|视频 ?{n}(?![\d:：分秒])|第 ?(?:{n}|{han}) ?[个個段]视频"
+_CLOCK = re.compile(r"\d[:：]\d\d(?!\d)|\d秒|\d ?s\b")
+_HAN = "一二三四五六七八九"
+
+
+@dataclass(frozen=True)
+class Focus:
+    """`spans` are [start, end) seconds in order, apart from each other; `moments` are single seconds asked about, those
+    inside the spans where there are some."""
+
+    spans: tuple[Span, ...] = ()
+    moments: tuple[float, ...] = ()
+
+
+def find_focus(question: str, duration: float) -> Focus:
+    """What `question` names of a video of `duration` seconds; nothing for a text full of times, such as a transcript,
+    and for times that only show the form an answer should have."""
+    text = _EXAMPLE.sub(" ", question)
+    if len(_CLOCK.findall(text)) > MOST_CLOCKS:
+        return Focus()
+    times = find_times(text)
+    ranges = [(time.start, time.end) for time in times if time.end is not None]
+    if len(ranges) > MOST_SPANS or len(times) > MOST_CLOCKS:
+        return Focus()
+    if not ranges and (named := find_span(text, duration)):
+        ranges = [named]
+    spans = _joined([(max(0.0, start), min(duration, end)) for start, end in ranges])
+    moments = {time.start for time in times if time.end is None and time.start < duration}
+    if spans:  # the edge of a span ("after 12:30") is no moment of its own
+        moments = {second for second in moments if any(start < second < end for start, end in spans)}
+    return Focus(spans, tuple(sorted(moments)))
+
+
+def around(seconds: Sequence[float], reach: float, duration: float) -> tuple[Span, ...]:
+    """Spans of the video that reach so far before and after each second."""
+    return _joined([(max(0.0, second - reach), min(duration, second + reach)) for second in seconds])
+
+
+def _joined(spans: Sequence[Span]) -> tuple[Span, ...]:
+    joined: list[Span] = []
+    for start, end in sorted(span for span in spans if span[0] < span[1]):
+        if joined and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+        else:
+            joined.append((start, end))
+    return tuple(joined)
+
+
+def named_videos(question: str, names: Sequence[str]) -> list[int]:
+    """Which of the videos called `names`, in the order of the conversation, a question names: by file name, with or
+    without its ending, or as `video 2`, `第二个视频`. Empty when it names none."""
+    text = question.lower()
+    found = []
+    for index, name in enumerate(names):
+        stem = name.rpartition(".")[0] or name
+        called = (name and name.lower() in text) or (len(stem) > 3 and stem.lower() in text)
+        han = _HAN[index] if index < len(_HAN) else index + 1
+        if called or re.search(_NUMBERED.format(n=index + 1, han=han), text):
+            found.append(index)
+    return found

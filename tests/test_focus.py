@@ -1,0 +1,59 @@
+"""The part of a video that the words of a question point at."""
+
+import pytest
+
+from qwen3vl_webui.focus import Focus, around, find_focus, named_videos
+
+TWO_HOURS = 7200.0
+
+FOCUSES = [
+    ("第45分钟到第50分钟讲了什么？", [(2700, 3000)], []),
+    ("Summarise the last ten minutes", [(6600, 7200)], []),
+    ("What happens after 1:02:00?", [(3720, 7200)], []),
+    ("What is shown between 12:30 and 12:40?", [(750, 760)], []),
+    ("前五分钟出现了谁？", [(0, 300)], []),
+    ("最后十分钟的结论是什么？", [(6600, 7200)], []),
+    ("Compare 12:30-12:40 with 45:00-45:30", [(750, 760), (2700, 2730)], []),
+    ("Compare 12:30-12:40 with 12:35-12:50", [(750, 770)], []),
+    ("Between 12:30 and 12:40, who speaks at 12:35?", [(750, 760)], [755]),
+    ("What is shown at 00:47?", [], [47]),
+    ("第47秒和第1分20秒的画面有什么不同？", [], [47, 80]),
+    ("他在什么时候打开电脑？", [], []),
+    ("When does the circle appear? Answer in the format 00:12-00:15.", [], []),
+    ("List every change, e.g. 00:12-00:15: logo", [], []),
+    ("列出所有事件，格式如 00:12-00:15", [], []),
+    ("What happens at 3:00:00?", [], []),  # the video ends before
+    ("", [], []),
+]
+
+
+@pytest.mark.parametrize("question, spans, moments", FOCUSES, ids=[row[0] for row in FOCUSES])
+def test_what_a_question_points_at(question, spans, moments):
+    assert find_focus(question, TWO_HOURS) == Focus(tuple(spans), tuple(moments))
+
+
+def test_a_pasted_transcript_narrows_nothing():
+    transcript = "\n".join(f"00:0{n}:00,000 --> 00:0{n}:05,000\nline {n}" for n in range(1, 7))
+    assert find_focus(f"Is this right?\n{transcript}", TWO_HOURS) == Focus()
+    assert find_focus("check " + ", ".join(f"0:{n}" for n in range(10, 30)), TWO_HOURS) == Focus()
+
+
+def test_spans_around_moments_are_cut_to_the_video_and_joined():
+    assert around([1, 3, 99.5], 2, 100) == ((0, 5), (97.5, 100))
+
+
+@pytest.mark.parametrize(
+    "question, named",
+    [
+        ("When does lecture.mp4 end?", [0]),
+        ("in the holiday video, who swims?", [1]),
+        ("Compare video 1 and video 2", [0, 1]),
+        ("第二个视频的结尾是什么？", [1]),
+        ("视频2里有谁？", [1]),
+        ("video 12:30", []),
+        ("视频1分20秒", []),
+        ("What happens?", []),
+    ],
+)
+def test_the_video_a_question_names(question, named):
+    assert named_videos(question, ["lecture.mp4", "holiday.mov"]) == named
