@@ -61,6 +61,8 @@ export const SENTENCES = {
   "The prompt has {} positions; the model knows {}. {}": "提问共占 {1} 个位置，模型只认识 {2} 个。{3}",
   "The prompt has {} positions; the model knows {}. {}, or start a new chat.": "提问共占 {1} 个位置，模型只认识 {2} 个。{3}，或新建对话。",
   "The conversation now needs more positions than before (the model was trained on {}). It was read again from its beginning with stretched positions ({}); answers may be less exact.": "这段对话所需的位置比之前更多（模型训练时为 {1} 个），已用拉伸的位置（{2}）从头重新读取；回答可能不如之前精确。",
+  "The model kept repeating itself, so the answer was ended here. Ask for a smaller part, or in other words.": "模型一直在重复自己，回答在此结束。请缩小提问范围，或换一种问法。",
+  "The model began to repeat itself; the repetition was cut off and it was made to go on differently.": "模型开始重复自己；重复的部分已截断，并让它换一种方式继续。",
   "The prompt and its answer need {} GiB of memory; {} GiB are free. {}": "提问与回答需要 {1} GiB 内存，目前空闲 {2} GiB。{3}",
   "Choose a shorter span, fewer pages or smaller pictures, or start a new chat.": "请缩短片段、减少页数或缩小图片，或新建对话。",
   "There is not enough memory for this prompt now. Choose a shorter span or fewer pages, or try again when other answers are done.": "目前内存不足以处理这次提问。请缩短片段或减少页数，或等其他回答结束后重试。",

@@ -254,7 +254,8 @@ function answer(turn) {
     if (now.state === "failed") say(sentenceOf({ message: now.note || t("failed"), code: now.code }), "qv-bad");
     else if (now.state === "aborted") say(now.text || now.thinking ? t("stopped") : t("stopped_empty"));
     else if (now.state === "done") {
-      const words = [now.note && sentenceOf({ message: now.note }), now.statistics?.reason === "length" && `${t("length")} ${t("continue_hint")}`];
+      const notes = (now.note || "").split("\n").filter(Boolean).map((message) => sentenceOf({ message }));
+      const words = [...notes, now.statistics?.reason === "length" && `${t("length")} ${t("continue_hint")}`];
       if (words.some(Boolean)) say(words.filter(Boolean).join(" "));
     }
   };

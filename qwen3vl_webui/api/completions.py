@@ -140,6 +140,7 @@ def sampling_of(wanted: schema.ChatRequest, model: ModelInfo, *, visual: bool) -
         "stop": stop or None,
         "max_tokens": wanted.max_completion_tokens or wanted.max_tokens,
         "thinking_budget": wanted.thinking_budget,
+        "loop_guard": wanted.loop_guard,
     }
     usual = model.sampling if visual else model.sampling_text
     return replace(usual, **{name: value for name, value in given.items() if value is not None})
@@ -160,8 +161,9 @@ def chunks_of(events: Iterable[Event], model: str, *, include_usage: bool = True
         "model": model,
     }
 
-    def chunk(delta: dict[str, str], finish: str | None = None) -> Chunk:
-        return {**head, "choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}]}
+    def chunk(delta: dict[str, str], finish: str | None = None, note: str = "") -> Chunk:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+        return {**head, "choices": [{**choice, "note": note} if note else choice]}
 
     begun = False
     for event in events:
@@ -174,7 +176,7 @@ def chunks_of(events: Iterable[Event], model: str, *, include_usage: bool = True
             case TokenEvent():
                 yield chunk({"reasoning_content" if event.thinking else "content": event.text})
             case FinishEvent():
-                yield chunk({}, event.reason)
+                yield chunk({}, event.reason, event.note)
                 if include_usage:
                     yield {**head, "choices": [], "usage": usage_of(event)}
             case _:
@@ -193,14 +195,17 @@ def usage_of(event: FinishEvent) -> dict[str, Any]:
 def fold(chunks: Iterable[Chunk]) -> dict[str, Any]:
     """One `chat.completion` of all chunks of an answer, its usage among them."""
     text: dict[str, list[str]] = {"content": [], "reasoning_content": []}
-    finish, last = None, {}
+    finish, note, last = None, "", {}
     for last in chunks:
         for choice in last["choices"]:
             finish = choice["finish_reason"] or finish
+            note = choice.get("note", note)
             for name, pieces in text.items():
                 pieces.append(choice["delta"].get(name, ""))
     message = {"role": "assistant", "content": "".join(text["content"])}
     if thoughts := "".join(text["reasoning_content"]):
         message["reasoning_content"] = thoughts
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
+    if note:
+        choice["note"] = note
     return {**last, "object": "chat.completion", "choices": [choice]}

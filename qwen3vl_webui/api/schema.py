@@ -90,7 +90,7 @@ class TextFormat(Strict):
 
 
 class ChatRequest(Strict):
-    """`top_k`, `min_p`, `repetition_penalty`, `thinking_budget` and `priority` go beyond OpenAI's API.
+    """`top_k`, `min_p`, `repetition_penalty`, `thinking_budget`, `loop_guard` and `priority` go beyond OpenAI's API.
 
     The fields of the last block are taken at the one value that asks for nothing.
     """
@@ -108,6 +108,7 @@ class ChatRequest(Strict):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     thinking_budget: Annotated[int, Field(ge=0)] | None = None
+    loop_guard: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: Annotated[str, Field(max_length=256)] | None = None  # requests of one user share their turns in the queue

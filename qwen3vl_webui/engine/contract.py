@@ -28,7 +28,10 @@ Priority = Literal["interactive", "chat", "batch"]
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are drawn. Penalties count generated tokens only. `temperature` 0 is greedy."""
+    """How tokens are drawn. Penalties count generated tokens only. `temperature` 0 is greedy.
+
+    `loop_guard` cuts an answer that repeats itself without end; the FinishEvent's note says so.
+    """
 
     temperature: float = 0.7
     top_p: float = 0.8
@@ -40,6 +43,7 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     max_tokens: int = 4096
     thinking_budget: int | None = None  # tokens of reasoning before `</think>` is forced; None: no limit
+    loop_guard: bool = True
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ class Timings:
 class FinishEvent:
     """`reason`: `stop` (the model ended or a stop string came) or `length` (max_tokens or the context is full).
 
-    `note` is a sentence the person should read with this answer, or empty.
+    `note` holds sentences the person should read with this answer, one to a line, or is empty.
     """
 
     reason: Literal["stop", "length"]

@@ -333,13 +333,16 @@ class Scheduler:
         work, writing = running.work, running.writing
         for event in writing.draw(logits):
             work.tell(event)
+        if running.slot.length > work.total + len(writing.ids):  # a loop was cut off: its last token is read again
+            running.slot.crop(work.total + len(writing.ids) - 1)
         if not writing.reason:
             return
         self._leave(running)
         ended = time.monotonic()
         inputs, reused = work.plan.inputs, running.reused
         timings = Timings(running.started - work.entered, running.read - running.started, ended - running.read)
-        work.tell(FinishEvent(writing.reason, inputs.tokens, reused, writing.count, timings, work.plan.chosen.sentence))
+        note = "\n".join(filter(None, (work.plan.chosen.sentence, writing.sentence)))
+        work.tell(FinishEvent(writing.reason, inputs.tokens, reused, writing.count, timings, note))
         log.info(
             "in %s (%s kept)  prefill %s tok/s  out %s  %s tok/s  %s",
             f"{inputs.tokens:,}",

@@ -6,6 +6,8 @@ so that the rest works on k values and not on the whole vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from qwen3vl_webui.engine.contract import SamplingParams
@@ -102,3 +104,8 @@ class Sampler:
     def note(self, token: int) -> None:
         """Counts a token that was written without being drawn."""
         self.drawn[token] = True
+
+    def forget_all_but(self, tokens: Sequence[int]) -> None:
+        """After an answer was cut back to `tokens`."""
+        self.drawn.zero_()
+        self.drawn[list(tokens)] = True

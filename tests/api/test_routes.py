@@ -126,11 +126,32 @@ def test_every_sampling_field_arrives(door: Door) -> None:
         frequency_penalty=0,
         logprobs=False,
         response_format={"type": "text"},
-        extra_body={"top_k": -1, "min_p": 0.1, "repetition_penalty": 1.1, "priority": "batch"},
+        extra_body={
+            "top_k": -1,
+            "min_p": 0.1,
+            "repetition_penalty": 1.1,
+            "priority": "interactive",
+            "loop_guard": False,
+        },
     )
     [request] = door.engine.requests
-    assert request.sampling == SamplingParams(0.3, 0.4, 0, 0.1, 0.5, 1.1, seed=7, stop=("END", "STOP"), max_tokens=11)
-    assert request.priority == "batch" and request.conversation == "api:local:me"
+    assert request.sampling == SamplingParams(
+        0.3, 0.4, 0, 0.1, 0.5, 1.1, seed=7, stop=("END", "STOP"), max_tokens=11, loop_guard=False
+    )
+    assert request.priority == "interactive" and request.conversation == "api:local:me"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_should_be_known_of_an_answer_stands_beside_its_finish_reason(door: Door, stream: bool) -> None:
+    def finish() -> Any:
+        answer = door.ask("hello", stream=stream)
+        choices = [choice for chunk in (answer if stream else [answer]) for choice in chunk.choices]
+        return choices[-1]
+
+    assert getattr(finish(), "note", None) is None
+    door.engine.note = "The model began to repeat itself."
+    last = finish()
+    assert (last.finish_reason, last.note) == ("stop", "The model began to repeat itself.")
 
 
 def test_stop_strings_and_lengths_end_the_answer(door: Door) -> None:

@@ -290,3 +290,42 @@ def test_pictures_that_are_too_much_are_made_once_more_when_there_is_room(open_e
     request = ask(picture("a"), "What?", conversation="chat")
     assert run_ids(engine, request)[2] == run_ids(open_engine(), request)[2]
     assert tries == ["a", "a"]
+
+
+# Loops
+
+
+def test_after_a_loop_the_cache_holds_what_was_kept(open_engine: Open) -> None:
+    engine = open_engine(endless=True)
+    text = engine._scheduler._text
+    logits = text.logits
+    (word,) = engine._loaded.vocabulary.tokenizer.encode("a", add_special_tokens=False).ids
+
+    def obsessed(rows: torch.Tensor) -> torch.Tensor:
+        wanted = logits(rows)
+        wanted[:, word] += 50
+        return wanted
+
+    text.logits = obsessed  # type: ignore[method-assign]
+    request = ask(picture("a"), "What?", sampling=replace(GREEDY, max_tokens=600), conversation="chat")
+    written, finish, ids = run_ids(engine, request)
+    assert "repeat" in finish.note
+    assert "a" * 48 in written and "a" * 60 not in written
+    slot = slot_of(engine, "chat")
+    inputs = encode(request.messages, engine._loaded.vocabulary)
+    places = torch.arange(inputs.next_position, inputs.next_position + len(ids)).expand(3, -1)
+    run(engine, ask("Another."))  # the inference thread is done with the first
+
+    fresh = open_engine(endless=True)
+    again, _ = fresh._cache.take(np.frombuffer(slot.keys, np.int64), "again")
+    fresh._cache.reserve(again, slot.length)
+    with torch.inference_mode():
+        cos_sin = engine._ropes.choose("", 10).rope.cos_sin(places)
+        run(fresh, replace(request, sampling=replace(GREEDY, max_tokens=1), conversation="read"))
+        read = slot_of(fresh, "read")
+        fresh._cache.reserve(read, slot.length)
+        rows = fresh._loaded.embed(torch.tensor(ids))
+        fresh._scheduler._text.forward(rows, cos_sin, fresh._cache, [Run(read, inputs.tokens, len(ids))])
+    for held, expected in zip(engine._cache.slabs, fresh._cache.slabs, strict=True):
+        kept = held[:, slot.row, :, : slot.length]
+        torch.testing.assert_close(kept, expected[:, read.row, :, : slot.length], atol=2e-4, rtol=2e-4)

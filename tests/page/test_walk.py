@@ -333,11 +333,13 @@ def test_a_failure_of_the_engine_is_one_sentence(visit, house):
 def test_what_the_engine_says_about_a_whole_answer_stands_below_it(visit, house):
     here = visit(locale="zh-CN")
     house.engine.note = (
+        "The model began to repeat itself; the repetition was cut off and it was made to go on differently.\n"
         "The conversation now needs more positions than before (the model was trained on 4,096). It was read again "
         "from its beginning with stretched positions (yarn:1.5); answers may be less exact."
     )
     here.ask("Hello?")
     here.page.wait_for_selector(".qv-note:has-text('模型训练时为 4,096 个')", timeout=30_000)
+    assert "模型开始重复自己" in here.page.inner_text(".qv-note")
     assert here.page.locator(".qv-note.qv-bad").count() == 0
 
 
