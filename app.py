@@ -51,11 +51,12 @@ def open_engine(settings: Settings, progress: Progress) -> Engine:
     loaded = load(
         settings.model,
         quantization=settings.quantization,
+        kv_cache=settings.kv_cache,
         hub=settings.hub,
         context_length=settings.context_length,
         progress=in_terminal_too(progress),
     )
-    return LocalEngine(loaded, settings.context_length, rope_scaling=settings.rope_scaling)
+    return LocalEngine(loaded, settings.context_length, rope_scaling=settings.rope_scaling, kv_cache=settings.kv_cache)
 
 
 def build(services: Services) -> FastAPI:
@@ -75,8 +76,40 @@ def build(services: Services) -> FastAPI:
     return protect(app, services.settings)
 
 
+def print_plan(settings: Settings) -> None:
+    """What fits this machine's card, or the one named with --vram; nothing is loaded or fetched."""
+    from qwen3vl_webui.model import planner
+
+    shapes = planner.KNOWN
+    if settings.model != "auto":
+        name = settings.model.removesuffix("-thinking")
+        if name not in planner.KNOWN:
+            sys.exit(f"--plan knows {', '.join(planner.KNOWN)}; {settings.model!r} is none of them.")
+        shapes = {name: planner.KNOWN[name]}
+    memory = int(settings.vram * planner.GIB) if settings.vram else device_memory()
+    if not memory:
+        sys.exit("This machine has no CUDA device: name the memory of the card, such as --plan --vram 24.")
+    print(
+        planner.table(
+            memory,
+            settings.context_length or planner.NATIVE,
+            quantization=settings.quantization,
+            kv=settings.kv_cache,
+            shapes=shapes,
+        )
+    )
+
+
+def device_memory() -> int:
+    import torch
+
+    return torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else 0
+
+
 def main() -> None:
     settings = read_settings()
+    if settings.plan:
+        return print_plan(settings)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
     try:
         store = Store(settings.data_dir)

@@ -13,6 +13,7 @@ from typing import Literal
 import platformdirs
 
 Quantization = Literal["none", "8bit", "4bit", "auto"]
+KVCacheKind = Literal["auto", "bf16", "int8", "int4"]
 RopeScaling = Literal["auto", "none", "yarn", "ntk"]
 Hub = Literal["huggingface", "modelscope"]
 
@@ -45,12 +46,15 @@ class Settings:
     quantization: Quantization = "auto"
     context_length: int | None = None
     rope_scaling: RopeScaling = "auto"
+    kv_cache: KVCacheKind = "auto"
     data_dir: Path = Path(platformdirs.user_data_dir("qwen3vl-webui", appauthor=False))
     media_dir: Path | None = None
     hub: Hub = "huggingface"
     api_key: str | None = None
     auth: tuple[str, str] | None = None  # user, password
     open: bool = False
+    plan: bool = False
+    vram: float | None = None  # GiB, for `plan`; None: this machine's card
 
     @property
     def is_local(self) -> bool:
@@ -76,6 +80,13 @@ def positive(text: str) -> int:
     return value
 
 
+def gibibytes(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 10_000:
+        raise argparse.ArgumentTypeError("write the memory of the card in GiB, such as 24")
+    return value
+
+
 def is_true(text: str) -> bool:
     return text.strip().lower() in {"1", "true", "yes", "on"}
 
@@ -94,12 +105,19 @@ def parser() -> argparse.ArgumentParser:
         choices=["auto", "none", "yarn", "ntk"],
         help="beyond the trained positions: yarn (auto), ntk, or refuse (none)",
     )
+    flags.add_argument(
+        "--kv-cache",
+        choices=["auto", "bf16", "int8", "int4"],
+        help="keys and values of the context (auto: the finest that holds it)",
+    )
     flags.add_argument("--data-dir", type=Path, help="where conversations and files are kept")
     flags.add_argument("--media-dir", type=Path, help="a folder whose files may be opened by path on the page")
     flags.add_argument("--hub", choices=["huggingface", "modelscope"], help="where weights come from")
     flags.add_argument("--api-key", help="key that programs must send")
     flags.add_argument("--auth", type=parse_auth, metavar="USER:PASSWORD", help="who may open the page")
     flags.add_argument("--open", action="store_const", const=True, help="allow anyone to reach a server without key")
+    flags.add_argument("--plan", action="store_const", const=True, help="print what fits this card, and stop")
+    flags.add_argument("--vram", type=gibibytes, metavar="GIB", help="memory of the card that --plan is for")
     return flags
 
 
@@ -114,7 +132,7 @@ def read_settings(arguments: Sequence[str] | None = None, environment: Mapping[s
         if name == "help" or not value:
             continue
         flag = "--" + name.replace("_", "-")
-        if name == "open":
+        if name in ("open", "plan"):
             from_environment += [flag] if is_true(value) else []
         else:
             from_environment += [f"{flag}={value}"]

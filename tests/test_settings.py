@@ -46,6 +46,9 @@ def test_unprotected_host_is_refused(capsys: pytest.CaptureFixture[str]) -> None
         ["--auth", ":secret"],
         ["--context-length", "0"],
         ["--quantization", "3bit"],
+        ["--kv-cache", "int2"],
+        ["--rope-scaling", "dynamic"],
+        ["--vram", "0"],
         ["--media-dir", "/does/not/exist"],
     ],
 )
@@ -63,6 +66,10 @@ def test_every_flag_is_a_variable(tmp_path: Path) -> None:
             "QWEN3VL_HOST": "localhost",
             "QWEN3VL_QUANTIZATION": "4bit",
             "QWEN3VL_CONTEXT_LENGTH": "32768",
+            "QWEN3VL_ROPE_SCALING": "ntk",
+            "QWEN3VL_KV_CACHE": "int8",
+            "QWEN3VL_PLAN": "1",
+            "QWEN3VL_VRAM": "23.5",
             "QWEN3VL_DATA_DIR": str(tmp_path / "data"),
             "QWEN3VL_MEDIA_DIR": str(tmp_path),
             "QWEN3VL_HUB": "modelscope",
@@ -74,6 +81,8 @@ def test_every_flag_is_a_variable(tmp_path: Path) -> None:
     assert settings.context_length == 32768
     assert settings.media_dir == tmp_path
     assert settings.hub == "modelscope"
+    assert (settings.rope_scaling, settings.kv_cache) == ("ntk", "int8")
+    assert (settings.plan, settings.vram) == (True, 23.5)
 
 
 def test_a_space_is_open_by_its_owners_choice() -> None:

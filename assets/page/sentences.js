@@ -56,6 +56,8 @@ export const SENTENCES = {
   "This picture is {} x {} px: crop it, one side may be at most 200 times the other.": "这张图片为 {1} × {2} 像素：长边不能超过短边的 200 倍，请先裁剪。",
   "This video shows no picture between {} and {} seconds.": "这段视频在 {1} 到 {2} 秒之间没有画面。",
 
+  "{} with {} tokens of context needs at least {} GB and {} GB are free: lower --context-length; `python app.py --plan` shows what fits.": "{1} 加上 {2} tokens 的上下文至少需要 {3} GB，目前空闲 {4} GB：请调低 --context-length；`python app.py --plan` 会列出可行的组合。",
+
   // engine, jobs
   "The prompt has {} tokens; the model reads {}. {}": "提问共 {1} tokens，模型最多读取 {2}。{3}",
   "The prompt has {} positions; the model knows {}. {}": "提问共占 {1} 个位置，模型只认识 {2} 个。{3}",

@@ -24,26 +24,27 @@ from qwen3vl_webui.engine.scheduler import Prepared, Scheduler
 from qwen3vl_webui.errors import TooLong
 from qwen3vl_webui.media.image import read_pixels
 from qwen3vl_webui.media.video import read_frames
-from qwen3vl_webui.model.cache import KVCache, round_up
+from qwen3vl_webui.model.cache import KVCache
 from qwen3vl_webui.model.decode import check
 from qwen3vl_webui.model.forward import TextModel
 from qwen3vl_webui.model.inputs import Inputs, encode
 from qwen3vl_webui.model.loading import LoadedModel
+from qwen3vl_webui.model.planner import CONTEXT, KVFormat, choose_kv, kv_bytes, round_up, working_bytes
 from qwen3vl_webui.model.rope import Ropes, head_dim_of
 from qwen3vl_webui.model.streaming import AnswerText
 from qwen3vl_webui.model.vision import ReadFrames, ReadPixels, Vision
-from qwen3vl_webui.settings import RopeScaling
+from qwen3vl_webui.settings import KVCacheKind, RopeScaling
 
 log = logging.getLogger(__name__)
 
 ANSWERS_KEPT = 512  # ids of earlier answers, so that the next turn continues the cache to the letter
 CGROUP = "/sys/fs/cgroup/memory."
-OVERHEAD = 2**30  # bytes of CUDA memory for a prefill chunk and fragmentation (calculated)
 
 
 class LocalEngine:
     """Answers with the model in `loaded`. `context_length` None: what the positions and the memory give.
 
+    `kv_cache` auto: on CUDA the finest that holds `context_length`, on a CPU what the model computes in.
     Positions are those trained on; with `rope_scaling` yarn or ntk those it stretches to. `auto` stretches (YaRN) only
     where `context_length` asks for more.
     Media is read by `read_pixels` and `read_frames`, and only when the prompt reaches it.
@@ -55,6 +56,7 @@ class LocalEngine:
         context_length: int | None = None,
         *,
         rope_scaling: RopeScaling = "auto",
+        kv_cache: KVCacheKind = "auto",
         read_pixels: ReadPixels = read_pixels,
         read_frames: ReadFrames = read_frames,
     ) -> None:
@@ -67,8 +69,11 @@ class LocalEngine:
             head_dim=head_dim_of(text),
             dtype=loaded.dtype,
             device=loaded.device,
+            kv=pick_kv(loaded, kv_cache, context_length),
         )
-        room = self._memory_free() // self._cache.bytes_per_token
+        log.info("keys and values: %s, %s bytes a token", kv_name(self._cache), f"{self._cache.bytes_per_token:,}")
+        tails = self._cache.most_slots * self._cache.bytes_per_slot
+        room = max(0, self._memory_free() - tails) // self._cache.bytes_per_token
         stretched = rope_scaling in ("yarn", "ntk")
         positions = self._ropes.most_positions if stretched else loaded.trained_positions
         self.context_length = context_length or max(1, min(positions, room))
@@ -117,16 +122,14 @@ class LocalEngine:
         budget = Budget(tokens, positions, self.context_length, answer, most_positions=most)
         if self._loaded.device.type != "cuda":
             return budget
-        needed = round_up(tokens + answer) * self._cache.bytes_per_token + OVERHEAD
-        return replace(budget, memory_bytes=needed, memory_free=self._memory_free() + OVERHEAD)
+        working = working_bytes(self._loaded.shape) - CONTEXT
+        needed = kv_bytes(self._loaded.shape, self._cache.format.name, tokens + answer) + working
+        return replace(budget, memory_bytes=needed, memory_free=self._memory_free() + working)
 
     def _memory_free(self) -> int:
         """Bytes that keys and values may take, those of idle conversations included."""
-        if self._loaded.device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(self._loaded.device)
-            unused = torch.cuda.memory_reserved(self._loaded.device) - torch.cuda.memory_allocated(self._loaded.device)
-            return max(0, free + unused + self._cache.bytes - OVERHEAD)
-        return host_memory_free() // 2  # the page and the decoders live here too
+        held = self._cache.bytes if self._loaded.device.type == "cuda" else 0
+        return memory_for_kv(self._loaded, held)
 
     def _remember(self, conversation: str, answer: AnswerText) -> None:
         if answer.known is None:
@@ -146,6 +149,30 @@ def forbidden_ids(loaded: LoadedModel) -> torch.Tensor:
     control += [names.added[name] for name in ("<|vision_pad|>",) if name in names.added]
     unnamed = range(names.tokenizer.get_vocab_size(with_added_tokens=True), loaded.config.text_config.vocab_size)
     return torch.tensor([*control, *unnamed], device=loaded.device)
+
+
+def kv_name(cache: KVCache) -> str:
+    """`bf16` stands for what the model computes in, which is float32 on a CPU."""
+    name = cache.format.name
+    return str(cache.format.parts[0].dtype).removeprefix("torch.") if name == "bf16" else name
+
+
+def memory_for_kv(loaded: LoadedModel, held: int = 0) -> int:
+    """Bytes that keys and values may take; `held` of them already do."""
+    if loaded.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(loaded.device)
+        unused = torch.cuda.memory_reserved(loaded.device) - torch.cuda.memory_allocated(loaded.device)
+        return max(0, free + unused + held - working_bytes(loaded.shape) + CONTEXT)
+    return host_memory_free() // 2  # the page and the decoders live here too
+
+
+def pick_kv(loaded: LoadedModel, kv_cache: KVCacheKind, context_length: int | None) -> KVFormat:
+    """How keys and values are held. On a CPU memory is seldom short and making them exact again costs time."""
+    if kv_cache != "auto":
+        return kv_cache
+    if loaded.device.type != "cuda":
+        return "bf16"
+    return choose_kv(loaded.shape, memory_for_kv(loaded), context_length)
 
 
 def host_memory_free() -> int:

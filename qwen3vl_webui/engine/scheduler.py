@@ -18,10 +18,11 @@ import torch
 from qwen3vl_webui.engine.contract import Budget, FinishEvent, PrefillEvent, Timings
 from qwen3vl_webui.engine.queue import RequestQueue, Work
 from qwen3vl_webui.errors import EngineError, OutOfMemory, UserError
-from qwen3vl_webui.model.cache import KVCache, SlabFull, Slot, round_up
+from qwen3vl_webui.model.cache import KVCache, SlabFull, Slot
 from qwen3vl_webui.model.forward import Run, TextModel
 from qwen3vl_webui.model.inputs import Inputs
 from qwen3vl_webui.model.loading import LoadedModel
+from qwen3vl_webui.model.planner import round_up
 from qwen3vl_webui.model.reading import Chunk, PromptReading
 from qwen3vl_webui.model.rope import Chosen
 from qwen3vl_webui.model.streaming import AnswerText
@@ -334,7 +335,7 @@ class Scheduler:
         for event in writing.draw(logits):
             work.tell(event)
         if running.slot.length > work.total + len(writing.ids):  # a loop was cut off: its last token is read again
-            running.slot.crop(work.total + len(writing.ids) - 1)
+            self._cache.rewind(running.slot, work.total + len(writing.ids) - 1)
         if not writing.reason:
             return
         self._leave(running)

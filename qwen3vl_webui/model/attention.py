@@ -10,6 +10,8 @@ import torch
 from torch.nn import functional
 from torch.nn.attention.bias import causal_lower_right
 
+MOST_SCORES = 2**25  # float32, of one step where they are held
+
 
 def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """query (1, H, n, d) are the last n rows of key and value (1, K, p + n, d). Returns (1, H, n, d)."""
@@ -51,3 +53,66 @@ def attend_in_two(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -
 
     share = torch.sigmoid(before_sum - within_sum.view(1, heads, rows))[..., None]  # of the prefix, (1, H, n, 1)
     return torch.lerp(within.float(), before.float(), share).to(query.dtype)
+
+
+class Partial:
+    """One query's attention over its keys piece by piece, joined by their log-sum-exp: no piece needs the others.
+
+    query (1, H, n, d) stands over `kv_heads` KV heads.
+    """
+
+    def __init__(self, query: torch.Tensor, kv_heads: int) -> None:
+        self.shape = query.shape
+        _, heads, rows, size = query.shape
+        self.groups = heads // kv_heads
+        self.packed = query.reshape(kv_heads, self.groups * rows, size)
+        self.sum: torch.Tensor | None = None  # float32 (K, g x n, d)
+        self.log_sum: torch.Tensor | None = None  # float32 (K, g x n)
+
+    def add(self, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None) -> None:
+        """key and value (K, m, d); `mask` bool (n, m): which each row reads, at least one; None: all."""
+        if mask is not None:
+            mask = mask.expand(self.groups, *mask.shape).reshape(-1, mask.shape[-1])
+        answer, log_sum = attend_piece(self.packed, key, value, mask)
+        if self.sum is None or self.log_sum is None:
+            self.sum, self.log_sum = answer.float(), log_sum
+            return
+        share = torch.sigmoid(log_sum - self.log_sum)[..., None]
+        self.sum = torch.lerp(self.sum, answer.float(), share)
+        self.log_sum = torch.logaddexp(self.log_sum, log_sum)
+
+    @property
+    def answer(self) -> torch.Tensor:
+        """(1, H, n, d)"""
+        assert self.sum is not None
+        return self.sum.to(self.packed.dtype).view(self.shape)
+
+
+def attend_piece(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of (K, r, d) over (K, m, d), and its log-sum-exp, float32 (K, r)."""
+    if query.device.type == "cpu":
+        bias = None if mask is None else torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
+        answer, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query[None], key[None], value[None], attn_mask=None if bias is None else bias[None, None]
+        )
+        return answer[0], log_sum.reshape(query.shape[:2])
+    return attend_plainly(query, key, value, mask)
+
+
+def attend_plainly(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same by matrix products, on any device; a bounded number of scores at once."""
+    heads, rows, size = query.shape
+    step = max(1, MOST_SCORES // (heads * key.shape[1]))
+    answers, log_sums = [], []
+    for at in range(0, rows, step):
+        scores = (query[:, at : at + step] @ key.transpose(1, 2)).float() * size**-0.5  # (K, step, m)
+        if mask is not None:
+            scores.masked_fill_(~mask[at : at + step], -torch.inf)
+        log_sum = scores.logsumexp(-1)
+        answers.append(scores.sub_(log_sum[..., None]).exp_().to(value.dtype) @ value)
+        log_sums.append(log_sum)
+    return torch.cat(answers, 1), torch.cat(log_sums, 1)

@@ -1,6 +1,6 @@
 """Keys and values of the conversations being answered, in slots of one slab that grows; and which prefix is reused.
 
-One tensor per layer: (2, slots, kv_heads, capacity, head_dim), keys first. A slot holds one conversation from its
+One tensor per layer and part of the format: (slots, kv_heads, entries, width). A slot holds one conversation from its
 first token; cropping moves a length and touches no memory. `capacity` is in tokens and is the same for all slots.
 """
 
@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-ROUND = 256  # tokens; capacity is a multiple of it
+from qwen3vl_webui.model.formats import Held, Part, format_of
+from qwen3vl_webui.model.planner import ROUND, KVFormat, round_up
 
 
 class SlabFull(Exception):
@@ -28,22 +29,50 @@ class SlabFull(Exception):
 class Slot:
     """`keys` are the content keys of the tokens whose KV is held, one each, from the first token on.
 
-    `rope` names the plan its keys were rotated under: under another one nothing of it can be reused.
+    `rope` names the plan its keys were rotated under: under another one nothing of it can be reused. Where the format
+    works in groups of tokens, `tails` names the two groups whose exact rows are held.
     """
 
     row: int
+    group: int = 1
     keys: array[int] = field(default_factory=lambda: array("q"))
     conversation: str = ""
     rope: str = ""
     used: int = 0  # ticks when it was last taken
     busy: bool = False
+    tails: list[int] = field(default_factory=lambda: [-1, -1])
 
     @property
     def length(self) -> int:
         return len(self.keys)
 
-    def crop(self, length: int) -> None:
-        del self.keys[length:]
+    def keepable(self, length: int) -> int:
+        """How much of the first `length` tokens stays when the rest goes: a group without exact rows cannot be cut."""
+        whole = length // self.group * self.group
+        return length if length == whole or length // self.group in self.tails else whole
+
+    def crop(self, length: int) -> int:
+        """Keeps at most the first `length` tokens; how many it kept (all of them, or up to 63 fewer in int4)."""
+        kept = min(self.length, self.keepable(length))
+        del self.keys[kept:]
+        return kept
+
+    def halves(self, start: int, count: int) -> tuple[int, int]:
+        """Which half of the ring holds the exact rows of the first group written, and of the last one.
+
+        Asked again for the same `start` it gives the same first half, whose rows before `start` are untouched: a
+        failed write can be repeated.
+        """
+        first, last = start // self.group, (start + count - 1) // self.group
+        if first not in self.tails:
+            assert start % self.group == 0
+            half = 1 - self.tails.index(first - 1) if first - 1 in self.tails else 0
+            self.tails[half] = first
+        half = self.tails.index(first)
+        if first == last:
+            return half, half
+        self.tails[1 - half] = last
+        return half, 1 - half
 
 
 def common_prefix(held: array[int], keys: np.ndarray) -> int:
@@ -53,10 +82,6 @@ def common_prefix(held: array[int], keys: np.ndarray) -> int:
         return 0
     different = np.nonzero(np.frombuffer(held, np.int64, shorter) != keys[:shorter])[0]
     return int(different[0]) if len(different) else shorter
-
-
-def round_up(tokens: int) -> int:
-    return -(-tokens // ROUND) * ROUND
 
 
 class KVCache:
@@ -70,27 +95,35 @@ class KVCache:
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
+        kv: KVFormat = "bf16",
         most_slots: int = 4,
         most_tokens: int | None = None,
     ) -> None:
-        self.shape = (kv_heads, head_dim)
-        self.dtype = dtype
+        self.format = format_of(kv, head_dim, dtype)
+        self.kv_heads = kv_heads
         self.device = device
         self.most_slots = most_slots
         self.most_tokens = most_tokens
         self.capacity = 0
         self.slots: list[Slot] = []
-        self.slabs: list[torch.Tensor] = [self._empty(0, 0) for _ in range(layers)]
+        self.layers: list[dict[str, torch.Tensor]] = [
+            {part.name: self._empty(part, 0, 0) for part in self.format.parts} for _ in range(layers)
+        ]
         self._ticks = 0
 
     @property
     def bytes_per_token(self) -> int:
-        kv_heads, head_dim = self.shape
-        return 2 * len(self.slabs) * kv_heads * head_dim * self.dtype.itemsize
+        parts = [part for part in self.format.parts if part.tokens]
+        return sum(self._bytes(part, ROUND) for part in parts) // ROUND
+
+    @property
+    def bytes_per_slot(self) -> int:
+        """Beside its tokens."""
+        return sum(self._bytes(part, 0) for part in self.format.parts if not part.tokens)
 
     @property
     def bytes(self) -> int:
-        return len(self.slots) * self.capacity * self.bytes_per_token
+        return len(self.slots) * (self.capacity * self.bytes_per_token + self.bytes_per_slot)
 
     def take(self, keys: np.ndarray, conversation: str = "", rope: str = "") -> tuple[Slot, int]:
         """A slot for a prompt with these content keys under the plan `rope`, cropped to the prefix it shares; and how
@@ -100,7 +133,7 @@ class KVCache:
         conversation holds a longer prefix (the same video in a new chat), it is copied, not taken away.
         """
         shared = {
-            slot.row: min(common_prefix(slot.keys, keys), len(keys) - 1) if slot.rope == rope else 0
+            slot.row: slot.keepable(min(common_prefix(slot.keys, keys), len(keys) - 1)) if slot.rope == rope else 0
             for slot in self.slots
         }
         slot = self._choose(shared, conversation)
@@ -108,9 +141,11 @@ class KVCache:
         source = max(self.slots, key=lambda other: shared.get(other.row, 0))
         if shared.get(source.row, 0) > reused:
             reused = shared[source.row]
-            for slab in self.slabs:
-                slab[:, slot.row, :, :reused].copy_(slab[:, source.row, :, :reused])
-            slot.keys = source.keys[:reused]
+            for layer in self.layers:
+                for part in self.format.parts:
+                    tensor, entries = layer[part.name], part.entries(reused)
+                    tensor[slot.row, :, :entries].copy_(tensor[source.row, :, :entries])
+            slot.keys, slot.tails = source.keys[:reused], list(source.tails)
         slot.crop(reused)
         slot.conversation, slot.rope = conversation, rope
         slot.busy = True
@@ -137,15 +172,23 @@ class KVCache:
             self.slots.remove(min(idle, key=lambda other: other.used))
         self._resize(len(self.slots), wanted)
 
-    def write(
-        self, layer: int, slot: Slot, start: int, key: torch.Tensor, value: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Puts key and value (n, kv_heads, head_dim) at `start`; views (1, kv_heads, start + n, head_dim) of all."""
-        count = key.shape[0]
-        keys, values = self.slabs[layer][:, slot.row].unbind(0)  # (kv_heads, capacity, head_dim)
-        keys.narrow(1, start, count).copy_(key.transpose(0, 1))
-        values.narrow(1, start, count).copy_(value.transpose(0, 1))
-        return keys.narrow(1, 0, start + count)[None], values.narrow(1, 0, start + count)[None]
+    def attend(
+        self, layer: int, slot: Slot, start: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
+        """Stores key and value (n, kv_heads, head_dim) at `start`, where query (1, heads, n, head_dim) stands too, and
+        gives its causal attention (1, heads, n, head_dim) over all rows so far."""
+        held: Held = {name: tensor[slot.row] for name, tensor in self.layers[layer].items()}
+        halves = slot.halves(start, key.shape[0]) if self.format.group > 1 else (0, 0)
+        return self.format.attend(held, halves, start, query, key, value)
+
+    def rewind(self, slot: Slot, length: int) -> None:
+        """Keeps exactly the first `length` tokens of an answer that is being written. Where their group has no exact
+        rows any more, they go on as they are stored."""
+        if slot.keepable(length) < length:
+            slot.tails[0] = length // slot.group
+            for layer in self.layers:
+                self.format.restore({name: tensor[slot.row] for name, tensor in layer.items()}, length)
+        slot.crop(length)
 
     def clear(self) -> None:
         """Forgets every idle conversation and gives their memory back."""
@@ -164,7 +207,7 @@ class KVCache:
         count = len(self.slots)
         if count < self.most_slots and self._allows(count + 1, self.capacity):
             self._resize(count + 1, self.capacity)
-            self.slots.append(Slot(count))
+            self.slots.append(Slot(count, self.format.group))
             return self.slots[-1]
         if not idle:
             raise SlabFull(self.capacity, self.most_tokens or self.capacity)
@@ -175,18 +218,23 @@ class KVCache:
 
     def _resize(self, rows: int, capacity: int) -> None:
         """One layer at a time, so that no more than one layer is held twice."""
-        if (rows, capacity) == (self.slabs[0].shape[1], self.slabs[0].shape[3]):
+        if (rows, capacity) == (self.layers[0][self.format.parts[0].name].shape[0], self.capacity):
             return
         assert all(slot.length <= capacity for slot in self.slots)
-        for layer, slab in enumerate(self.slabs):
-            larger = self._empty(rows, capacity)
-            for row, slot in enumerate(self.slots):
-                larger[:, row, :, : slot.length] = slab[:, slot.row, :, : slot.length]
-            self.slabs[layer] = larger
+        for layer in self.layers:
+            for part in self.format.parts:
+                larger = self._empty(part, rows, capacity)
+                for row, slot in enumerate(self.slots):
+                    entries = part.entries(slot.length)
+                    larger[row, :, :entries] = layer[part.name][slot.row, :, :entries]
+                layer[part.name] = larger
         for row, slot in enumerate(self.slots):
             slot.row = row
         self.capacity = capacity
 
-    def _empty(self, rows: int, capacity: int) -> torch.Tensor:
-        kv_heads, head_dim = self.shape
-        return torch.empty((2, rows, kv_heads, capacity, head_dim), dtype=self.dtype, device=self.device)
+    def _empty(self, part: Part, rows: int, capacity: int) -> torch.Tensor:
+        shape = (rows, self.kv_heads, part.entries(capacity), part.width)
+        return torch.empty(shape, dtype=part.dtype, device=self.device)
+
+    def _bytes(self, part: Part, tokens: int) -> int:
+        return len(self.layers) * self.kv_heads * part.entries(tokens) * part.width * part.dtype.itemsize

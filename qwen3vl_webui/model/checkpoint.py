@@ -8,10 +8,8 @@ from __future__ import annotations
 import io
 import json
 import logging
-import math
 import os
 import re
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -294,22 +292,3 @@ def check(folder: Path) -> dict[str, Any]:
 
 def damaged(folder: Path, reason: object) -> EngineError:
     return EngineError(f"The weights in {folder} are damaged or incomplete ({reason}): fetch the checkpoint again.")
-
-
-def count_weights(folder: Path) -> tuple[int, int]:
-    """How many weights there are, and how many are quantizable (matrices of the text layers): from the headers."""
-    everything = quantizable = 0
-    for file in folder.glob("*.safetensors"):
-        try:
-            with file.open("rb") as stream:
-                (length,) = struct.unpack("<Q", stream.read(8))
-                header = json.loads(stream.read(length))
-        except (struct.error, ValueError) as error:
-            raise damaged(folder, error) from error
-        header.pop("__metadata__", None)
-        for name, tensor in header.items():
-            weights = math.prod(tensor["shape"])
-            everything += weights
-            if ".layers." in name and len(tensor["shape"]) == 2 and "visual" not in name:
-                quantizable += weights
-    return everything, quantizable

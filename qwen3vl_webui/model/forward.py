@@ -16,7 +16,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from qwen3vl_webui.model.attention import attend
 from qwen3vl_webui.model.cache import KVCache, Slot
 
 
@@ -93,11 +92,11 @@ class Layer:
         query, key = qk.split((heads, kv_heads), 1)  # (N, H, d), (N, K, d)
         query = query.transpose(0, 1)[None]  # (1, H, N, d)
         if len(runs) == 1:
-            answer = attend(query, *cache.write(index, runs[0].slot, runs[0].start, key, value))
+            answer = cache.attend(index, runs[0].slot, runs[0].start, query, key, value)
         else:
             counts = [run.count for run in runs]
             parts = zip(runs, query.split(counts, 2), key.split(counts), value.split(counts), strict=True)
-            answer = torch.cat([attend(q, *cache.write(index, run.slot, run.start, k, v)) for run, q, k, v in parts], 2)
+            answer = torch.cat([cache.attend(index, run.slot, run.start, q, k, v) for run, q, k, v in parts], 2)
         return self.out(answer[0].transpose(0, 1).reshape(count, -1))
 
     def feed_forward(self, rows: torch.Tensor) -> torch.Tensor:

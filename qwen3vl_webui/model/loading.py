@@ -27,7 +27,6 @@ from qwen3vl_webui.model.checkpoint import (
     Report,
     Teller,
     check,
-    count_weights,
     damaged,
     quiet,
     read_json,
@@ -35,15 +34,14 @@ from qwen3vl_webui.model.checkpoint import (
     resolve_auto,
 )
 from qwen3vl_webui.model.inputs import Vocabulary, encode
+from qwen3vl_webui.model.planner import Shape, Weights, allowed, choose, weight_bytes
+from qwen3vl_webui.model.planner import plan as plan_memory
 from qwen3vl_webui.model.rope import RopePlan
-from qwen3vl_webui.settings import DEMO_MODEL, MODELS, Hub, Quantization
+from qwen3vl_webui.settings import DEMO_MODEL, MODELS, Hub, KVCacheKind, Quantization
 
 log = logging.getLogger(__name__)
 
 UNQUANTIZED = ["model.visual", "lm_head"]  # full-name prefixes; "visual" alone would not match
-OVERHEAD = 1.6 * 2**30  # bytes beside weights and KV: CUDA context, a prefill chunk, fragmentation (calculated)
-ROOM_FOR_TOKENS = 32_768  # what `auto` keeps room for beside the weights
-QUANTIZED_BYTES = {"8bit": 1.01, "4bit": 0.57}  # per weight of a quantized matrix, scales included
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +49,8 @@ class LoadedModel:
     """The modules of one checkpoint, in evaluation mode, without gradients.
 
     `text` takes `inputs_embeds`; `vision` returns merged and DeepStack features; `dtype` is what the text model
-    computes in (its linears may be quantized). `rope` is the checkpoint's own plan, good for `trained_positions`.
-    `eos_ids` end an answer.
+    computes in (its linears may be quantized). `shape` is what the memory planner looks at, `rope` the checkpoint's own
+    plan, good for `trained_positions`. `eos_ids` end an answer.
     """
 
     folder: Path
@@ -62,6 +60,7 @@ class LoadedModel:
     embed: nn.Module
     lm_head: nn.Module
     config: Any
+    shape: Shape
     vocabulary: Vocabulary
     eos_ids: frozenset[int]
     rope: RopePlan
@@ -166,27 +165,31 @@ def pick_device(device: str | None) -> torch.device:
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def weight_bytes(folder: Path, quantization: Quantization, dtype: torch.dtype) -> int:
-    """Memory of the loaded weights."""
-    everything, quantizable = count_weights(folder)
-    per_weight = QUANTIZED_BYTES.get(quantization, dtype.itemsize)
-    return int((everything - quantizable) * dtype.itemsize + quantizable * per_weight)
-
-
-def kv_bytes_per_token(text_config: Any, element_size: int = 2) -> int:
-    """Of keys and values over all layers."""
-    per_layer = 2 * text_config.num_key_value_heads * rope.head_dim_of(text_config) * element_size
-    return int(text_config.num_hidden_layers * per_layer)
-
-
-def pick_quantization(folder: Path, text_config: Any, memory_free: int) -> Quantization:
-    """On CUDA: the least quantization whose weights leave room for 32K tokens of keys and values."""
-    room = memory_free - OVERHEAD - ROOM_FOR_TOKENS * kv_bytes_per_token(text_config)
-    choices: tuple[Quantization, ...] = ("none", "8bit", "4bit")
-    for choice in choices:
-        if weight_bytes(folder, choice, torch.bfloat16) <= room:
-            return choice
-    return "4bit"
+def pick_quantization(
+    name: str,
+    shape: Shape,
+    memory_free: int,
+    quantization: Quantization,
+    kv_cache: KVCacheKind,
+    context_length: int | None,
+) -> Weights:
+    """On CUDA, by the planner. Raises OutOfMemory when the context that was asked for cannot be held at all."""
+    found = choose(shape, memory_free, context_length, quantization, kv_cache)
+    if found is not None:
+        return found.quantization
+    smallest = min(
+        (
+            plan_memory(shape, weights, context_length or 0, kv)
+            for weights, kv in allowed(shape, quantization, kv_cache)
+        ),
+        key=lambda each: each.bytes,
+    )
+    if context_length is not None:
+        raise OutOfMemory(
+            f"{name} with {context_length:,} tokens of context needs at least {smallest.bytes / 1e9:.1f} GB and "
+            f"{memory_free / 1e9:.1f} GB are free: lower --context-length; `python app.py --plan` shows what fits."
+        )
+    return smallest.quantization
 
 
 def refuse_too_big(name: str, needed: int, place: torch.device) -> None:
@@ -263,11 +266,13 @@ def load(
     *,
     quantization: Quantization = "auto",
     hub: Hub = "huggingface",
+    kv_cache: KVCacheKind = "auto",
     context_length: int | None = None,
     device: str | None = None,
     progress: Report = quiet,
 ) -> LoadedModel:
-    """Open a model by short name, hub id, folder, or `auto`. `context_length` is in tokens (None: the trained one).
+    """Open a model by short name, hub id, folder, or `auto`. `context_length` is in tokens (None: the trained one);
+    it and `kv_cache` tell the quantization `auto` how much room to leave beside the weights.
 
     Computes in bfloat16 on CUDA and float32 on CPU. Whatever `progress` raises stops the work and comes out. Raises
     NotFound, Unsupported, OutOfMemory or EngineError, each with a sentence.
@@ -276,7 +281,13 @@ def load(
         raise Unsupported(f"There is no quantization {quantization!r}: choose none, 8bit, 4bit or auto.")
     called, folder = resolve_auto(hub, progress) if name == "auto" else resolve(name, hub, progress)
     return load_folder(
-        called, folder, quantization=quantization, context_length=context_length, device=device, progress=progress
+        called,
+        folder,
+        quantization=quantization,
+        kv_cache=kv_cache,
+        context_length=context_length,
+        device=device,
+        progress=progress,
     )
 
 
@@ -285,6 +296,7 @@ def load_folder(
     folder: Path,
     *,
     quantization: Quantization,
+    kv_cache: KVCacheKind,
     context_length: int | None,
     device: str | None,
     progress: Report,
@@ -308,18 +320,20 @@ def load_folder(
     if (config.image_token_id, config.video_token_id) != (vocabulary.image_pad, vocabulary.video_pad):
         raise Unsupported(f"config.json and the tokenizer of {folder.name} disagree: fetch the checkpoint again.")
 
+    shape = Shape.of(config.to_dict())
     mixture = config.model_type == "qwen3_vl_moe"
-    if quantization == "auto":
-        quantization = "none"
-        if place.type == "cuda" and not mixture:
-            quantization = pick_quantization(folder, config.text_config, torch.cuda.mem_get_info(place)[0])
-    if mixture and quantization != "none":
+    if mixture and quantization not in ("none", "auto"):
         raise Unsupported(
             f"The experts of {name} cannot be quantized while loading (bitsandbytes reaches linear layers only): "
             "use --quantization none, or a dense model."
         )
     dtype = torch.bfloat16 if place.type == "cuda" else torch.float32
-    refuse_too_big(name, weight_bytes(folder, quantization, dtype), place)
+    if place.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(place)
+        quantization = pick_quantization(name, shape, free, quantization, kv_cache, context_length)
+    elif quantization == "auto":
+        quantization = "none"
+    refuse_too_big(name, weight_bytes(shape, quantization, dtype.itemsize), place)
     options: dict[str, Any] = {}
     if quantization != "none":
         options["quantization_config"] = quantization_config(quantization, dtype)
@@ -380,6 +394,7 @@ def load_folder(
         embed=model.get_input_embeddings(),
         lm_head=model.lm_head,
         config=config,
+        shape=shape,
         vocabulary=vocabulary,
         eos_ids=frozenset([vocabulary.im_end, *(eos if isinstance(eos, list) else [eos])]),
         rope=plan,

@@ -326,6 +326,7 @@ def test_after_a_loop_the_cache_holds_what_was_kept(open_engine: Open) -> None:
         fresh._cache.reserve(read, slot.length)
         rows = fresh._loaded.embed(torch.tensor(ids))
         fresh._scheduler._text.forward(rows, cos_sin, fresh._cache, [Run(read, inputs.tokens, len(ids))])
-    for held, expected in zip(engine._cache.slabs, fresh._cache.slabs, strict=True):
-        kept = held[:, slot.row, :, : slot.length]
-        torch.testing.assert_close(kept, expected[:, read.row, :, : slot.length], atol=2e-4, rtol=2e-4)
+    for held, expected in zip(engine._cache.layers, fresh._cache.layers, strict=True):
+        for part in ("keys", "values"):
+            kept = held[part][slot.row, :, : slot.length]
+            torch.testing.assert_close(kept, expected[part][read.row, :, : slot.length], atol=2e-4, rtol=2e-4)

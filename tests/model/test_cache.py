@@ -17,14 +17,15 @@ def fill(cache: KVCache, slot: Slot, keys: list[int]) -> None:
     """Writes tokens whose KV is their content key, so that it can be recognized."""
     cache.reserve(slot, slot.length + len(keys))
     rows = torch.tensor(keys, dtype=torch.float32)[:, None, None].expand(-1, 2, 4)
+    query = torch.zeros(1, 2, len(keys), 4)
     for layer in range(2):
-        cache.write(layer, slot, slot.length, rows + layer, -rows - layer)
+        cache.attend(layer, slot, slot.length, query, rows + layer, -rows - layer)
     slot.keys.extend(keys)
 
 
 def held(cache: KVCache, slot: Slot) -> list[list[float]]:
     """Keys of layer 0 and negated values of layer 1 less 1, one number a token: all must be the content keys."""
-    slabs = [cache.slabs[0][0, slot.row], -cache.slabs[1][1, slot.row] - 1]
+    slabs = [cache.layers[0]["keys"][slot.row], -cache.layers[1]["values"][slot.row] - 1]
     rows = [slab[:, : slot.length] for slab in slabs]
     assert all((row == row[:1, :, :1]).all() for row in rows)
     return [row[0, :, 0].tolist() for row in rows]
@@ -76,13 +77,13 @@ def test_growing_keeps_every_conversation_and_doubles() -> None:
     assert held(store, second) == [list(range(201, 221))] * 2
 
 
-def test_written_views_hold_all_tokens_so_far() -> None:
+def test_new_rows_read_all_tokens_so_far() -> None:
     store = cache()
     slot, _ = read(store, [1, 2, 3], "a")
-    keys, values = store.write(0, slot, 3, torch.full((2, 2, 4), 7.0), torch.full((2, 2, 4), 8.0))
-    assert keys.shape == values.shape == (1, 2, 5, 4)
-    assert keys[0, 0, :, 0].tolist() == [1, 2, 3, 7, 7]
-    assert values[0, 1, :, 3].tolist() == [-1, -2, -3, 8, 8]
+    store.reserve(slot, 5)
+    answer = store.attend(0, slot, 3, torch.zeros(1, 2, 2, 4), torch.zeros(2, 2, 4), torch.full((2, 2, 4), 10.0))
+    torch.testing.assert_close(answer[0, :, 0], torch.full((2, 4), (-1 - 2 - 3 + 10) / 4))
+    torch.testing.assert_close(answer[0, :, 1], torch.full((2, 4), (-1 - 2 - 3 + 20) / 5))
 
 
 def test_each_named_chat_has_its_own_slot_even_with_a_common_beginning() -> None:
@@ -177,4 +178,8 @@ def test_bytes_count_keys_and_values_of_all_layers() -> None:
     store = cache()
     assert store.bytes_per_token == 2 * 2 * 2 * 4 * 4
     read(store, [1], "a")
-    assert store.bytes == ROUND * store.bytes_per_token == sum(slab.nbytes for slab in store.slabs)
+    assert (
+        store.bytes
+        == ROUND * store.bytes_per_token
+        == sum(part.nbytes for layer in store.layers for part in layer.values())
+    )

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText, Qwen3VLTextConfig
+from transformers import AutoModelForImageTextToText
 
 from qwen3vl_webui.errors import EngineError, OutOfMemory, Unsupported
 from qwen3vl_webui.model import loading
-from qwen3vl_webui.model.checkpoint import Progress, count_weights
+from qwen3vl_webui.model.checkpoint import Progress
 from qwen3vl_webui.model.inputs import frame_patches
-from qwen3vl_webui.model.loading import LoadedModel, load, pick_quantization, weight_bytes
+from qwen3vl_webui.model.loading import LoadedModel, load, pick_quantization
+from qwen3vl_webui.model.planner import GIB, KNOWN
 from tests.tiny import tiny_checkpoint, write_json
 
 
@@ -264,26 +265,18 @@ def test_experts_cannot_be_quantized_and_auto_knows() -> None:
 
 
 def test_auto_takes_the_least_quantization_that_leaves_room() -> None:
-    folder = tiny_checkpoint()
-    config = Qwen3VLTextConfig(num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=32)
-    room = loading.OVERHEAD + 32_768 * (2 * 4 * 2 * 32 * 2)
-    sizes = {choice: weight_bytes(folder, choice, torch.bfloat16) for choice in ("none", "8bit", "4bit")}
-    assert sizes["none"] > sizes["8bit"] > sizes["4bit"]
-    for choice, size in sizes.items():
-        assert pick_quantization(folder, config, int(room + size + 1)) == choice
-    assert pick_quantization(folder, config, int(room + sizes["none"] - 1)) == "8bit"
-    assert pick_quantization(folder, config, int(room + sizes["8bit"] - 1)) == "4bit"
-    assert pick_quantization(folder, config, 0) == "4bit"
+    shape = KNOWN["4b"]
+    for memory, quantization in ((80, "none"), (24, "none"), (11.5, "8bit"), (8, "4bit"), (0, "4bit")):
+        assert pick_quantization("4b", shape, int(memory * GIB), "auto", "auto", None) == quantization
+    assert pick_quantization("4b", shape, 23 * GIB, "auto", "auto", 262_144) == "none"  # with int4 keys and values
+    assert pick_quantization("4b", shape, 23 * GIB, "auto", "int8", 200_000) == "8bit"
+    assert pick_quantization("4b", shape, 0, "8bit", "auto", None) == "8bit"
+    assert pick_quantization("30b-a3b", KNOWN["30b-a3b"], 0, "auto", "auto", None) == "none"
 
 
-def test_weights_are_counted_without_reading_them() -> None:
-    folder = tiny_checkpoint()
-    everything, quantizable = count_weights(folder)
-    assert everything == sum(weight.numel() for weight in load_file(folder / "model.safetensors").values())
-    assert quantizable == 4 * 64 * (128 + 64 + 64 + 128 + 3 * 128)  # q, k, v, o and the three of the MLP
-    assert weight_bytes(folder, "none", torch.float32) == 4 * everything
-    saved = quantizable * 4 - quantizable * 0.57
-    assert weight_bytes(folder, "4bit", torch.float32) == pytest.approx(4 * everything - saved, abs=1)
+def test_a_context_that_can_never_be_held_is_refused_before_loading() -> None:
+    with pytest.raises(OutOfMemory, match=r"1,000,000 tokens of context needs at least 46\.9 GB and 25\.8 GB are free"):
+        pick_quantization("4b", KNOWN["4b"], 24 * GIB, "auto", "auto", 1_000_000)
 
 
 def test_a_model_bigger_than_the_machine_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
