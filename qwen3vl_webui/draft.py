@@ -18,7 +18,7 @@ class Options:
     `pages` names pages of every PDF of the new message, such as `1-5, 8`; `start` and `end` a span of its videos in
     seconds; `video_tokens` and `image_tokens` the most one video and one picture may cost. `whole` shows videos whole
     also where the question names a span. `moments` are the temporal patches of a video, by the id it is attached with,
-    each the seconds of its two frames.
+    each the seconds of its two frames. `patience` is how many seconds to wait for the storyboard of a long video.
     """
 
     sampling: SamplingParams | None = None
@@ -32,6 +32,7 @@ class Options:
     video_tokens: int | None = None
     image_tokens: int | None = None
     pages: str = ""
+    patience: float = 0.0
     priority: Priority = "chat"
 
 

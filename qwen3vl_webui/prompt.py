@@ -19,14 +19,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qwen3vl_webui.conversation import Attachment, Conversation
 from qwen3vl_webui.draft import Attached, Draft, Options
 from qwen3vl_webui.engine.contract import Budget, Engine, GenerationRequest, Message, SamplingParams
 from qwen3vl_webui.errors import TooLong, Unsupported, UserError
+from qwen3vl_webui.media import storyboard as storyboards
 from qwen3vl_webui.media.moments import plan_chosen, with_moments
 from qwen3vl_webui.media.sampling import fit_document, fit_image, plan_frames
+from qwen3vl_webui.media.segments import Storyboard
 from qwen3vl_webui.media.values import PATCH_SIDE, Clip, FramePlan, Image, Media, Part
 from qwen3vl_webui.media.video import read_times
 from qwen3vl_webui.showing import File, Named, open_all
@@ -50,6 +52,7 @@ class Shown:
     moments: tuple[float, ...] = ()  # seconds of a video's stamps
     pages: tuple[int, ...] = ()  # of a PDF, 1-based
     span: tuple[float, float] | None = None  # of a video, in seconds, when it is not shown whole
+    looked: float | None = None  # share of a video looked through, while its moments are spread evenly for want of it
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ def lay_out(
     request = _request(_write(drafts, opened, fitted), sampling, options, conversation)
     budget = engine.plan(request)
     _refuse_what_does_not_fit(budget, bool(files))
-    shown = tuple(_shown(file, fitted[file]) for file in files)
+    shown = tuple(replace(_shown(file, fitted[file]), looked=_looked(file, options)) for file in files)
     return Prompt(request, budget, request.messages[-1].parts, shown, named)
 
 
@@ -176,11 +179,29 @@ def _fit(files: Sequence[File], engine: Engine, options: Options, room: int) -> 
                 frame_pixels=frame_pixels,
                 fps=options.fps,
                 most_moments=options.most_moments or (None if options.fps else engine.model.most_moments),
+                storyboard=_storyboard(file.clip, options),
             )
             plan = with_moments(plan, times, file.moments)
         fitted[file] = (plan,)
         room -= plan.tokens + LABEL_TOKENS * len(plan.patches)
     return fitted
+
+
+def _storyboard(clip: Clip, options: Options) -> Storyboard | None:
+    """What happens in a long clip whose moments nobody set by hand, where that is known by now.
+
+    Otherwise it is looked for in the background, and this prompt waits for it as long as `options.patience` says.
+    """
+    if options.fps or options.most_moments or not storyboards.pays(clip):
+        return None
+    return storyboards.wait(clip, options.patience)
+
+
+def _looked(file: File, options: Options) -> float | None:
+    if file.clip is None or file.chosen or options.fps or options.most_moments or not storyboards.pays(file.clip):
+        return None
+    reading = storyboards.reading(file.clip)
+    return reading.done if reading.state == "making" else None
 
 
 def _write(drafts: Sequence[Draft], opened: Sequence[Sequence[str | File]], fitted: Fitted) -> tuple[Message, ...]:

@@ -1,20 +1,23 @@
 """What the model is shown of a conversation: layout, sizes, and what is refused."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from qwen3vl_webui.conversation import Attachment, Conversation
 from qwen3vl_webui.draft import Attached, Draft, Options
 from qwen3vl_webui.engine.contract import Message, ModelInfo
 from qwen3vl_webui.errors import MediaError, TooLong, Unsupported
-from qwen3vl_webui.media import video
+from qwen3vl_webui.media import storyboard, video
 from qwen3vl_webui.media.upload import open_upload
 from qwen3vl_webui.media.values import Clip, FramePlan, Image, Media, Part
 from qwen3vl_webui.prompt import Prompt, build, lay_out
 from qwen3vl_webui.showing import Named, read_pages
 from tests.clips import colour_clip, pdf, png
+from tests.clips import film as clip_file
 from tests.scripted_engine import ScriptedEngine
 
 
@@ -270,3 +273,45 @@ def test_a_video_shown_again_keeps_its_number(media: dict[str, Media]) -> None:
         Draft("user", ("And video 2 from 0:02 to 0:04?",)),
     ]
     assert outline(lay_out(later, engine).request.messages[-1])[:2] == ["Video 2: ", "FramePlan"]
+
+
+@pytest.fixture(scope="module")
+def long_film(tmp_path_factory: pytest.TempPathFactory) -> Clip:
+    """Three minutes and a half that change at 20, 80, 130 and 131.5 seconds."""
+    changes = (20, 80, 130, 131.5)
+
+    def picture(number: int, time: float) -> np.ndarray:
+        return np.full((90, 160, 3), 40 * sum(time >= change for change in changes) + 30, np.uint8)
+
+    path = tmp_path_factory.mktemp("long") / "long.mp4"
+    film = open_upload(clip_file(path, (n / 5 for n in range(5 * 210)), picture, size=(160, 90), fps=5, g="40"))
+    assert isinstance(film, Clip)
+    return film
+
+
+def test_a_long_video_is_shown_where_it_changes(long_film: Clip) -> None:
+    prompt = lay_out([Draft("user", (Attached(long_film), "What?"))], ScriptedEngine(), Options(patience=60.0))
+    plan = prompt.parts[0]
+    assert isinstance(plan, FramePlan) and prompt.shown[0].looked is None
+    assert all(first == second for first, second in plan.patches)
+    for start, end in itertools.pairwise((0, 20, 80, 130, 131.5, 210)):
+        assert any(start <= first < end for first, _ in plan.patches)
+    assert len(plan.patches) < 15 and max(np.diff([first for first, _ in plan.patches])) <= 31
+
+
+def test_until_it_is_looked_through_moments_are_even_and_that_is_said(
+    long_film: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storyboard, "wait", lambda clip, patience: None)
+    monkeypatch.setattr(storyboard, "reading", lambda clip: storyboard.Reading("making", 0.4))
+    prompt = lay_out([Draft("user", (Attached(long_film), "What?"))], ScriptedEngine())
+    assert prompt.shown[0].looked == 0.4 and len(prompt.shown[0].moments) > 40
+
+
+@pytest.mark.parametrize("options", [Options(fps=0.5), Options(most_moments=30), Options(start=10, end=60)])
+def test_what_is_set_by_hand_needs_no_storyboard(
+    long_film: Clip, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storyboard, "wait", None)
+    prompt = lay_out([Draft("user", (Attached(long_film), "What?"))], ScriptedEngine(), options)
+    assert prompt.shown[0].looked is None and len(prompt.shown[0].moments) >= 25

@@ -34,6 +34,8 @@ NEVER = {
         *ours("engine", "model", "page", "store", "jobs", "prompt", *SERVING),
     ],
     "media/sampling.py": DECODERS,
+    "media/changes.py": DECODERS,
+    "media/segments.py": DECODERS,
     "media/values.py": [*DECODERS, *ours("media")],
     "conversation.py": [
         *DECODERS,

@@ -314,6 +314,7 @@ function draw() {
 
 // What it costs -------------------------------------------------------------------------------------------------------
 
+const LOOK_AGAIN = 1500; // ms
 let timer = 0;
 let counting = 0;
 let lastPrice = null;
@@ -352,6 +353,11 @@ function drawMeter(answer) {
   const pages = answer.shown.reduce((sum, file) => sum + (file.pages || 0), 0);
   if (moments) pieces.push(t("meter_frames", { n: number(moments) }));
   if (pages) pieces.push(t("meter_pages", { n: pages }));
+  const looked = answer.shown.map((file) => file.looked).filter((share) => typeof share === "number");
+  if (looked.length) { // until then moments are spread evenly; sending does not wait
+    pieces.push(t("meter_looked", { n: Math.round(100 * Math.min(...looked)) }));
+    count(LOOK_AGAIN);
+  }
   pieces.push(t("meter", { tokens: short(answer.tokens), context: short(answer.context) }));
   if (answer.positions) pieces.push(t("meter_positions", { n: short(answer.positions) }));
   if (answer.memory_bytes && answer.memory_free) pieces.push(t("meter_memory", { needed: (answer.memory_bytes / 2 ** 30).toFixed(1), free: (answer.memory_free / 2 ** 30).toFixed(1) }));

@@ -54,6 +54,7 @@ export const SENTENCES = {
   "ask about at most {} pages at once": "请一次最多问 {1} 页",
   "free some of the context": "请腾出一些上下文",
   "This picture is {} x {} px: crop it, one side may be at most 200 times the other.": "这张图片为 {1} × {2} 像素：长边不能超过短边的 200 倍，请先裁剪。",
+  "This video takes too long to look through: its moments are chosen evenly.": "这个视频太长，无法逐段浏览：时刻将均匀选取。",
   "This video shows no picture between {} and {} seconds.": "这段视频在 {1} 到 {2} 秒之间没有画面。",
 
   "{} with {} tokens of context needs at least {} GB and {} GB are free: lower --context-length; `python app.py --plan` shows what fits.": "{1} 加上 {2} tokens 的上下文至少需要 {3} GB，目前空闲 {4} GB：请调低 --context-length；`python app.py --plan` 会列出可行的组合。",

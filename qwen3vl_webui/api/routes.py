@@ -31,6 +31,7 @@ from qwen3vl_webui.web.refusals import RefusingRoute, refuse
 
 BODY_LIMIT = 64 * 2**20  # bytes of a chat request; larger files go through /v1/files
 PURPOSES = ("user_data", "vision", "assistants")
+STORYBOARD_PATIENCE = 120.0  # seconds: a program sees no progress, and the same request should get the same answer
 STARTED = int(time.time())
 
 
@@ -152,6 +153,7 @@ def build_request(wanted: ChatRequest, attachments: Attachments, engine: Engine,
     visual = any(isinstance(item, Attached) for draft in drafts for item in draft.items)
     options = Options(
         sampling=sampling_of(wanted, engine.model, visual=visual),
+        patience=STORYBOARD_PATIENCE,
         priority=wanted.priority or "chat",
     )
     return lay_out(drafts, engine, options, conversation=f"api:{owner}:{wanted.user or ''}").request

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qwen3vl_webui.errors import MediaError, TooLong
+from qwen3vl_webui.media.segments import Storyboard, choose_moments
 from qwen3vl_webui.media.values import PATCH_SIDE, Clip, FramePlan
 
 CELL = PATCH_SIDE * PATCH_SIDE  # pixels under one visual token
@@ -26,6 +27,7 @@ LEGIBLE_SIDE = (
 FEW_MOMENTS = 64  # and with this many moments left, drop size rather than moments
 SMALLEST_SIDE = 224  # px, the longer one: below it only colours and shapes remain
 FEWEST_MOMENTS = 4
+FILM_SIDE = 320  # px: a film gives up size down to here before it gives up moments
 DEAR_READING = 60.0  # CPU seconds to decode every frame of a clip, above which moments move to keyframes
 FRAME_COST = 1.6e-3  # CPU seconds to decode one 1080p frame
 KEYFRAME_REACH = 5.0  # seconds a moment of such a clip may move to reach a keyframe
@@ -98,19 +100,30 @@ def plan_frames(
     frame_pixels: tuple[int, int],
     fps: float | None = None,
     most_moments: int | None = None,
+    storyboard: Storyboard | None = None,
 ) -> FramePlan:
     """The moments and the size at which `clip` is shown within `budget` tokens (cells and `label_tokens` each).
 
     Left alone, it takes two frames a second of a short clip and up to `MOST_MOMENTS` moments of a long one, and
     gives up, in this order: size down to `LEGIBLE_SIDE`, moments down to `FEW_MOMENTS`, size down to
     `SMALLEST_SIDE`, moments, size. An `fps` set by hand is kept, only size is given up; `most_moments` is a ceiling.
+    With a `storyboard` of the file, and no `fps`, the moments are those at which something has changed, each patch the
+    same picture twice; of a film, size goes down to `FILM_SIDE` before any moment.
     Raises TooLong when the smallest such plan does not fit, MediaError when the clip shows no picture.
     """
     if not len(times.shown):
         raise MediaError(f"This video shows no picture between {clip.start:.1f} and {clip.end:.1f} seconds.")
     sizes = frame_sizes(clip, frame_pixels)
     most = most_moments if most_moments is not None else MOST_MOMENTS if fps is None else len(times.shown)
-    patches = choose(clip, times, DEFAULT_FPS if fps is None else fps, most)
+
+    def chosen(most: int) -> list[tuple[float, float]]:
+        if storyboard is None or fps is not None:
+            return choose(clip, times, DEFAULT_FPS if fps is None else fps, most)
+        moments = on_screen(times.shown, np.array(choose_moments(storyboard, clip.start, clip.end, most)))
+        return [(float(t), float(t)) for t in moments]
+
+    patches = chosen(most)
+    legible = FILM_SIDE if storyboard is not None and storyboard.film else LEGIBLE_SIDE
 
     def count_at(size: tuple[int, int]) -> int:
         return budget // (cells(size) + label_tokens)
@@ -122,14 +135,14 @@ def plan_frames(
     if count_at(sizes[-1]) < (1 if fps is None else len(patches)):
         raise too_long(clip, patches, sizes[-1], budget, label_tokens, count_at(sizes[-1]))
     if fps is None:
-        for side, few in ((LEGIBLE_SIDE, FEW_MOMENTS), (SMALLEST_SIDE, FEWEST_MOMENTS), (0, 1)):
+        for side, few in ((legible, FEW_MOMENTS), (SMALLEST_SIDE, FEWEST_MOMENTS), (0, 1)):
             room = count_at(at_most(side))
             if room >= min(few, len(patches)):
                 if room < len(patches):
-                    patches = choose(clip, times, DEFAULT_FPS, room)
+                    patches = chosen(room)
                 break
             if len(patches) > few:
-                patches = choose(clip, times, DEFAULT_FPS, few)
+                patches = chosen(few)
     width, height = next(size for size in sizes if count_at(size) >= len(patches))
     return FramePlan(clip, tuple(patches), width, height)
 

@@ -34,7 +34,7 @@ SCANS_KEPT = 8  # files whose frame times stay in memory; 2 h at 30 fps are 1.7 
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """The packets of a whole file, nothing decoded. All arrays are rising float64 seconds.
+    """The packets of a whole file, nothing decoded. All arrays but `sizes` are rising float64 seconds.
 
     `starts` are the packets decoding can start at: the keyframes, and those an edit list hides. In a file that is
     not `seekable` PTS are missing or fall (parts joined together): its times then count on in file order, and it is
@@ -42,6 +42,7 @@ class Scan:
     """
 
     shown: np.ndarray
+    sizes: np.ndarray  # bytes of the packet of each picture shown, uint32
     keyframes: np.ndarray
     starts: np.ndarray
     end: float
@@ -142,14 +143,15 @@ def checked_scan(found: dict[str, Any]) -> Scan:
     """What `inspect` found. The child is not trusted: raises MediaError where that is no list of times."""
     try:
         shown, keyframes, starts = (np.asarray(found[name], np.float64) for name in ("shown", "keyframes", "starts"))
-        scan = Scan(shown, keyframes, starts, float(found["end"]), bool(found["seekable"]))
+        sizes = np.asarray(found["sizes"], np.uint32)
+        scan = Scan(shown, sizes, keyframes, starts, float(found["end"]), bool(found["seekable"]))
     except (KeyError, TypeError, ValueError) as error:
         raise MediaError(opening.DAMAGED) from error
     for times in (shown, keyframes, starts):
         if times.ndim != 1 or not (np.isfinite(times).all() and (np.diff(times) > 0).all()):
             raise MediaError(opening.DAMAGED)
         times.setflags(write=False)
-    if not (len(shown) and len(starts) and shown[-1] < scan.end < np.inf):
+    if not (len(shown) and len(starts) and shown[-1] < scan.end < np.inf and sizes.shape == shown.shape):
         raise MediaError(opening.DAMAGED)
     return scan
 
@@ -186,16 +188,16 @@ def inspect(file: BinaryIO) -> dict[str, Any]:
 def scan_packets(container: Any, stream: Any) -> dict[str, Any]:
     """One pass over the packets of a stream, as the fields of Scan. A file that breaks off ends where it does."""
     base, offset = float(stream.time_base), opening.start_of(container)
-    rows = array("q")  # pts, dts, duration, keyframe, hidden by an edit list
+    rows = array("q")  # pts, dts, duration, bytes, keyframe, hidden by an edit list
     try:
         for packet in container.demux(stream):
             if packet.size and (rows or packet.is_keyframe):  # what comes before the first keyframe is never shown
                 pts = MISSING if packet.pts is None else packet.pts
                 dts = MISSING if packet.dts is None else packet.dts
-                rows.extend((pts, dts, packet.duration or 0, packet.is_keyframe, packet.is_discard))
+                rows.extend((pts, dts, packet.duration or 0, packet.size, packet.is_keyframe, packet.is_discard))
     except (av.FFmpegError, OSError):
         pass
-    pts, dts, lengths, is_key, is_hidden = np.frombuffer(rows, np.int64).reshape(-1, 5).T
+    pts, dts, lengths, sizes, is_key, is_hidden = np.frombuffer(rows, np.int64).reshape(-1, 6).T
     is_key, is_hidden = is_key.astype(bool), is_hidden.astype(bool)
     seekable = MISSING not in pts and not falls(dts) and not is_guessed(container, stream, pts, dts)
     if seekable:
@@ -205,13 +207,14 @@ def scan_packets(container: Any, stream: Any) -> dict[str, Any]:
     first = seconds[is_key].min() if len(seconds) else 0.0
     visible = ~is_hidden & (seconds >= max(first, 0.0) - EXACT)  # an open GOP's first pictures need one before it
     seconds[visible] = np.maximum(seconds[visible], 0.0)  # the start is rounded to microseconds
-    shown = np.unique(seconds[visible])
+    shown, packet_of = np.unique(seconds[visible], return_index=True)
     end = 0.0
     if len(shown):
         length = lengths[np.argmax(seconds)] * base
         end = float(shown[-1] + (length if length > 0 else np.diff(shown).mean() if len(shown) > 1 else 0.04))
     return {
         "shown": shown,
+        "sizes": sizes[visible][packet_of].astype(np.uint32),
         "keyframes": np.unique(seconds[visible & is_key]),
         "starts": np.unique(seconds[is_key]),
         "end": end,

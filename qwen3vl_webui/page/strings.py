@@ -126,6 +126,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "meter_positions_of": ("{n} of {most} positions", "位置 {n} / {most}"),
     "meter_memory": ("{needed} of {free} GiB memory", "显存 {needed} / {free} GiB"),
     "meter_frames": ("{n} moments", "{n} 个时刻"),
+    "meter_looked": ("looking through the video: {n} %", "正在浏览视频：{n} %"),
     "meter_pages": ("{n} pages", "{n} 页"),
     "meter_answer": ("{n} left for the answer", "回答可用 {n}"),
     "meter_plan": ("This would fit: {plan}", "可行方案：{plan}"),

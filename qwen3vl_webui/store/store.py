@@ -1,7 +1,8 @@
 """Conversations (SQLite) and media (files by content digest) on disk: what a method acknowledged survives kill -9.
 
     data_dir/store.sqlite          WAL, synchronous FULL: committed when a method returns
-    data_dir/media/ab/abcd…        a file under its sha256; beside it `abcd….play.mp4`, its playable copy
+    data_dir/media/ab/abcd…        a file under its sha256; beside it `abcd….play.mp4`, its playable copy, and
+                                   `abcd….storyboard.json`, what changes in it when
     data_dir/media/incoming/       files on their way in
     data_dir/pictures/             thumbnails and page images, made again when missing
 

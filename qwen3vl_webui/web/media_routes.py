@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import astuple
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from qwen3vl_webui.errors import MediaError, NotFound
+from qwen3vl_webui.media import storyboard
 from qwen3vl_webui.media.document import find_text, page_image
 from qwen3vl_webui.media.image import display_image
 from qwen3vl_webui.media.playback import how_to_play, thumbnail
@@ -89,6 +91,7 @@ def media_routes(services: Services) -> APIRouter:
     async def upload(request: Request, name: str = "") -> dict[str, Any]:
         receiving = await to_thread.run_sync(store.receive, owner_of(request), name)
         stored = await receive_body(request, receiving)
+        await to_thread.run_sync(look_through, stored)
         return await to_thread.run_sync(described, stored)
 
     @router.post("/upload/path")
@@ -96,6 +99,7 @@ def media_routes(services: Services) -> APIRouter:
         owner = owner_of(request)
         path = path_below(settings.media_dir, wanted.path, anonymous=is_anonymous(owner))
         stored = await to_thread.run_sync(lambda: store.add_file(owner, path.name, path, link=True))
+        await to_thread.run_sync(look_through, stored)
         return await to_thread.run_sync(described, stored)
 
     @router.api_route("/media/{file_id}", methods=["GET", "HEAD"])
@@ -119,6 +123,23 @@ def media_routes(services: Services) -> APIRouter:
         if playing.play == "ready":
             url += "?copy=1"  # another address than the original's, which a player may have begun to load
         return {"play": playing.play, "progress": playing.progress, "url": url, "sentence": playing.sentence}
+
+    @router.get("/storyboard/{file_id}")
+    async def board(request: Request, file_id: str) -> dict[str, Any]:
+        """What happens in a video, as far as it is looked through; asking begins it. `[start, end, seconds, change,
+        like]` of each segment."""
+        stored = await find_file(request, file_id)
+        if not isinstance(stored.media, Clip):
+            raise NotFound("This file is not a video.")
+        await to_thread.run_sync(storyboard.begin, stored.media)
+        reading = storyboard.reading(stored.media)
+        segments = reading.storyboard.segments if reading.storyboard else ()
+        return {
+            "state": reading.state,
+            "progress": reading.done,
+            "sentence": reading.sentence,
+            "segments": [astuple(segment) for segment in segments],
+        }
 
     @router.get("/thumb/{file_id}/{seconds}.webp")
     async def thumb(request: Request, file_id: str, seconds: float, width: ThumbWidth = 320) -> Response:
@@ -172,6 +193,12 @@ async def receive_body(request: Request, receiving: Receiving) -> Stored:
         return await to_thread.run_sync(receiving.finish)
     finally:
         receiving.discard()
+
+
+def look_through(stored: Stored) -> None:
+    """Begins the storyboard of a long video, so that it is there when the question is written."""
+    if isinstance(stored.media, Clip) and storyboard.pays(stored.media):
+        storyboard.begin(stored.media)
 
 
 def described(stored: Stored) -> dict[str, Any]:

@@ -407,3 +407,13 @@ def test_asyncio_is_not_blocked_by_an_upload(site: Site, made: Path) -> None:
             assert (await upload).status_code == 400
 
     in_new_loop(scene())
+
+
+def test_what_happens_in_a_video_is_told_as_far_as_it_is_known(site: Site, made: Path) -> None:
+    film = site.upload(made / "film.mp4")
+    wait_until(lambda: site.client.get(f"/storyboard/{film['id']}").json()["state"] == "ready")
+    told = site.client.get(f"/storyboard/{film['id']}").json()
+    assert told["progress"] == 1 and told["segments"][0][0] == 0
+    assert site.store.path_of(film["digest"]).with_name(f"{film['digest']}.storyboard.json").exists()
+    paper = site.upload(made / "paper.pdf")
+    assert "not a video" in site.error(site.client.get(f"/storyboard/{paper['id']}"), 404)

@@ -1,0 +1,327 @@
+"""The storyboard of a video: read once per file content in the background, kept in memory and beside the file.
+
+`read_storyboard` is the work; `begin`, `reading` and `wait` are what the rest of the house uses.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import threading
+from collections import OrderedDict
+from collections.abc import Generator, Iterator
+from contextlib import closing, suppress
+from dataclasses import astuple, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from qwen3vl_webui.errors import MediaError, UserError
+from qwen3vl_webui.media import container as opening
+from qwen3vl_webui.media import sandbox, video
+from qwen3vl_webui.media.changes import (
+    COLUMNS,
+    LONGEST_GAP,
+    PROBE_HEIGHT,
+    PROBE_WIDTH,
+    ROWS,
+    Eye,
+    Packets,
+    reading_mode,
+)
+from qwen3vl_webui.media.segments import Assembly, Change, Segment, Storyboard
+from qwen3vl_webui.media.values import Clip
+from qwen3vl_webui.media.watching import watch_all, watch_keyframes
+
+log = logging.getLogger(__name__)
+
+RULES = 1  # a storyboard written by other rules is read anew
+KEPT = 32  # storyboards in memory; two hours of slides are 700 segments
+FROM = 180.0  # seconds of a clip from which its moments are chosen by what changes
+WORKERS = min(2, os.cpu_count() or 1)
+WORTH_HALVING = 600.0  # seconds of film from which two workers help
+WORTH_SHOWING = 64  # messages after which the segments so far are given out
+FULL_HD = 1920 * 1080
+FRAME_COST, BYTE_COST = 1.6e-3, 1.1e-7  # CPU seconds to decode a picture of 1080p, and a byte of it
+
+State = Literal["none", "making", "ready", "failed"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How far the storyboard of a video is; `done` 0 to 1, `sentence` of a failure."""
+
+    state: State
+    done: float = 0.0
+    storyboard: Storyboard | None = None
+    sentence: str = ""
+
+
+def read_storyboard(clip: Clip) -> Generator[Storyboard, None, None]:
+    """The storyboard of the whole file of `clip`, again and again as it grows; the last one is complete.
+
+    Streamed: first segments come within seconds, and closing the generator ends the reading processes. Raises
+    MediaError when no picture can be read.
+    """
+    scan = video.scan_of(clip)
+    clip = replace(clip, start=0.0, end=scan.end)
+    packets = Packets(scan.shown, scan.sizes, np.isin(scan.shown, scan.keyframes))
+    seams, *parts = split(clip, scan, packets)
+    ahead = [Ahead(part) for part in parts[1:]]
+    assembly: Assembly | None = None
+    last: np.ndarray | None = None
+    messages = 0
+    try:
+        for number, part in enumerate([parts[0], *ahead]):
+            seam = seams[number]
+            for message in part:
+                match message:
+                    case ("eye", np.ndarray() as thresholds):
+                        assembly = assembly or Assembly(packets, Eye(checked_thresholds(thresholds)))
+                        continue
+                    case ("change", float(seconds), float(share), probe) if assembly:
+                        before = checked_probe(probe)
+                        sandbox.check(assembly.start <= seconds <= scan.end and 0 <= share <= 2)
+                        if seam and last is not None and before is not None:
+                            if crossing := assembly.eye.change(last, before):
+                                assembly.add(Change(seam, crossing, last))
+                            seam = 0.0
+                        assembly.add(Change(seconds, min(share, 1.0), before))
+                    case ("last", probe) if assembly:
+                        last = checked_probe(probe)
+                        continue
+                    case ("at", float(seconds)) if assembly:
+                        sandbox.check(0 <= seconds <= scan.end)
+                    case _:
+                        sandbox.check(False)
+                assert assembly is not None  # `check` saw to it
+                messages += 1
+                if messages % WORTH_SHOWING == 1:
+                    yield assembly.storyboard(max(assembly.start, seconds))
+        if assembly is None or last is None:
+            raise MediaError(opening.DAMAGED)
+        assembly.close(scan.end, last)
+        yield Storyboard(tuple(assembly.segments), scan.end, assembly.eye.is_film)
+    finally:
+        parts[0].close()
+        for part in ahead:
+            part.close()
+
+
+def checked_probe(probe: Any) -> np.ndarray | None:
+    """The child is not trusted: what it sends must be a small grey picture."""
+    if probe is None:
+        return None
+    sandbox.check(isinstance(probe, np.ndarray) and probe.dtype == np.uint8)
+    sandbox.check(probe.shape == (PROBE_HEIGHT, PROBE_WIDTH))
+    return probe.copy()  # else the whole message stays in memory with it
+
+
+def checked_thresholds(thresholds: np.ndarray) -> np.ndarray:
+    sandbox.check(thresholds.shape == (ROWS, COLUMNS) and thresholds.dtype == np.float64)
+    sandbox.check(bool(np.isfinite(thresholds).all()))
+    return thresholds.copy()
+
+
+Messages = Generator[Any, None, None]
+
+
+def split(clip: Clip, scan: video.Scan, packets: Packets) -> tuple[list[float], *tuple[Messages, ...]]:
+    """The seconds at which the parts that are read side by side begin, and their messages. Nothing is read yet."""
+    mode, limits = reading_mode(packets), video.reading_limits(clip)
+    every_picture = len(scan.shown) * FRAME_COST * clip.width * clip.height / FULL_HD + scan.sizes.sum() * BYTE_COST
+    refine = every_picture < limits.cpu_seconds
+    if not scan.seekable:
+        mode = "linear"
+    elif mode == "linear" and not refine:
+        gaps = np.diff(scan.keyframes)
+        if not len(gaps) or gaps.max() > LONGEST_GAP:
+            raise MediaError("This video takes too long to look through: its moments are chosen evenly.")
+        mode = "keyframes"
+    ends = [0.0, scan.end]
+    middle = int(np.searchsorted(scan.keyframes, scan.end / 2))
+    if WORKERS > 1 and scan.seekable and scan.end > WORTH_HALVING and 0 < middle < len(scan.keyframes):
+        ends.insert(1, float(scan.keyframes[middle]))
+    table = (packets.shown, packets.sizes, packets.is_key, scan.starts)
+    parts: list[Messages] = []
+    for begin, end in zip(ends, ends[1:], strict=False):
+        if mode == "linear":
+            part = sandbox.stream(watch_all, clip.path, *table, begin, end, not scan.seekable, limits=limits)
+        else:
+            part = sandbox.stream(watch_keyframes, clip.path, *table, begin, end, refine, limits=limits)
+        parts.append(part)
+    return (ends[:-1], *parts)
+
+
+class Ahead:
+    """A stream that is read in a thread of its own, `ROOM` messages ahead at most."""
+
+    ROOM = 1000
+
+    def __init__(self, stream: Messages) -> None:
+        self.stream = stream
+        self.heard: queue.Queue[Any] = queue.Queue(self.ROOM)
+        self.closing = threading.Event()
+        self.thread = threading.Thread(target=self._read, name="storyboard-ahead", daemon=True)
+        self.thread.start()
+
+    def _read(self) -> None:
+        try:
+            with closing(self.stream):
+                for message in self.stream:
+                    if self.closing.is_set():
+                        return
+                    self._tell(message)
+            self._tell(None)
+        except UserError as error:
+            self._tell(error)
+
+    def _tell(self, message: Any) -> None:
+        while not self.closing.is_set():
+            with suppress(queue.Full):
+                return self.heard.put(message, timeout=0.5)
+
+    def __iter__(self) -> Iterator[Any]:
+        while (message := self.heard.get()) is not None:
+            if isinstance(message, UserError):
+                raise message
+            yield message
+
+    def close(self) -> None:
+        self.closing.set()
+        self.thread.join()
+
+
+# Kept for the house.
+
+_readings: OrderedDict[str, Reading] = OrderedDict()
+_lock = threading.Lock()
+_finished = threading.Condition(_lock)
+_waiting: queue.SimpleQueue[Clip] = queue.SimpleQueue()
+_cancelled: set[str] = set()
+_worker: threading.Thread | None = None
+
+
+def pays(clip: Clip) -> bool:
+    """Whether a clip is long enough; of a shorter one evenly spaced moments see as much."""
+    return clip.duration >= FROM
+
+
+def begin(clip: Clip) -> None:
+    """Has the storyboard of the whole file read in the background, one file at a time, unless it is there already."""
+    global _worker
+    if find(clip) is not None:
+        return
+    with _lock:
+        if clip.digest in _readings:
+            return
+        _cancelled.discard(clip.digest)
+        _readings[clip.digest] = Reading("making")
+        _waiting.put(clip)
+        if _worker is None:
+            _worker = threading.Thread(target=_work, name="storyboard", daemon=True)
+            _worker.start()
+
+
+def find(clip: Clip) -> Storyboard | None:
+    """The complete storyboard of the whole file, where it has been read."""
+    reading_now = reading(clip)
+    if reading_now.state == "ready":
+        return reading_now.storyboard
+    if reading_now.state != "none" or (kept := load(clip)) is None:
+        return None
+    _set(clip.digest, Reading("ready", 1.0, kept))
+    return kept
+
+
+def reading(clip: Clip) -> Reading:
+    """How far the background is with this file; `none` where nobody asked."""
+    with _lock:
+        if clip.digest in _readings:
+            _readings.move_to_end(clip.digest)
+        return _readings.get(clip.digest, Reading("none"))
+
+
+def wait(clip: Clip, seconds: float) -> Storyboard | None:
+    """The storyboard as soon as it is there, at most `seconds` later; None when it is not."""
+    begin(clip)
+    with _finished:
+        _finished.wait_for(lambda: _readings.get(clip.digest, Reading("failed")).state != "making", seconds)
+    return find(clip)
+
+
+def cancel(clip: Clip) -> None:
+    """Ends the reading of this file, and forgets it."""
+    with _finished:
+        _cancelled.add(clip.digest)
+        if _readings.get(clip.digest, Reading("none")).state == "making":
+            del _readings[clip.digest]
+        _finished.notify_all()
+
+
+def _set(digest: str, now: Reading) -> None:
+    with _finished:
+        _readings[digest] = now
+        _readings.move_to_end(digest)
+        settled = [key for key, kept in _readings.items() if kept.state != "making"]
+        for key in settled[: max(0, len(settled) - KEPT)]:
+            del _readings[key]
+        _finished.notify_all()
+
+
+def _work() -> None:
+    while True:
+        clip = _waiting.get()
+        try:
+            _read(clip)
+        except UserError as error:
+            _set(clip.digest, Reading("failed", sentence=error.sentence))
+        except Exception:  # the next video must still get its storyboard
+            log.exception("a storyboard failed")
+            _set(clip.digest, Reading("failed"))
+
+
+def _read(clip: Clip) -> None:
+    whole: Storyboard | None = None
+    with closing(read_storyboard(clip)) as growing:
+        for whole in growing:
+            if clip.digest in _cancelled:
+                return
+            _set(clip.digest, Reading("making", whole.seen / video.scan_of(clip).end, whole))
+    assert whole is not None
+    keep(clip, whole)
+    _set(clip.digest, Reading("ready", 1.0, whole))
+
+
+def place(clip: Clip) -> Path | None:
+    """Beside the file, where that is our own copy: it is named by its digest, and goes with all that begins so."""
+    return clip.path.with_name(f"{clip.digest}.storyboard.json") if clip.path.name == clip.digest else None
+
+
+def keep(clip: Clip, whole: Storyboard) -> None:
+    """A disk that cannot be written only costs the reading, next time."""
+    path = place(clip)
+    if path is None or not clip.path.exists():  # removed meanwhile
+        return
+    record = {"rules": RULES, "seen": whole.seen, "film": whole.film, "segments": [astuple(s) for s in whole.segments]}
+    part = path.with_suffix(".part")
+    with suppress(OSError):
+        part.write_text(json.dumps(record))
+        part.rename(path)
+
+
+def load(clip: Clip) -> Storyboard | None:
+    path = place(clip)
+    if path is None:
+        return None
+    try:
+        record = json.loads(path.read_text())
+        if record["rules"] != RULES:
+            return None
+        segments = tuple(Segment(*row) for row in record["segments"])
+        return Storyboard(segments, float(record["seen"]), bool(record["film"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
