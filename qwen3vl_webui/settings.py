@@ -53,6 +53,8 @@ class Settings:
     api_key: str | None = None
     auth: tuple[str, str] | None = None  # user, password
     open: bool = False
+    snapshots: Path | None = None
+    snapshots_gb: int = 32
     plan: bool = False
     vram: float | None = None  # GiB, for `plan`; None: this machine's card
 
@@ -116,6 +118,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--api-key", help="key that programs must send")
     flags.add_argument("--auth", type=parse_auth, metavar="USER:PASSWORD", help="who may open the page")
     flags.add_argument("--open", action="store_const", const=True, help="allow anyone to reach a server without key")
+    flags.add_argument("--snapshots", type=Path, help="a folder that keeps what the model has read over a restart")
+    flags.add_argument("--snapshots-gb", type=positive, metavar="GB", help="most that folder may hold (32)")
     flags.add_argument("--plan", action="store_const", const=True, help="print what fits this card, and stop")
     flags.add_argument("--vram", type=gibibytes, metavar="GIB", help="memory of the card that --plan is for")
     return flags

@@ -68,6 +68,8 @@ def test_every_flag_is_a_variable(tmp_path: Path) -> None:
             "QWEN3VL_CONTEXT_LENGTH": "32768",
             "QWEN3VL_ROPE_SCALING": "ntk",
             "QWEN3VL_KV_CACHE": "int8",
+            "QWEN3VL_SNAPSHOTS": str(tmp_path / "snapshots"),
+            "QWEN3VL_SNAPSHOTS_GB": "5",
             "QWEN3VL_PLAN": "1",
             "QWEN3VL_VRAM": "23.5",
             "QWEN3VL_DATA_DIR": str(tmp_path / "data"),
@@ -82,6 +84,7 @@ def test_every_flag_is_a_variable(tmp_path: Path) -> None:
     assert settings.media_dir == tmp_path
     assert settings.hub == "modelscope"
     assert (settings.rope_scaling, settings.kv_cache) == ("ntk", "int8")
+    assert (settings.snapshots, settings.snapshots_gb) == (tmp_path / "snapshots", 5)
     assert (settings.plan, settings.vram) == (True, 23.5)
 
 

@@ -59,6 +59,8 @@ export const SENTENCES = {
 
   "{} with {} tokens of context needs at least {} GB and {} GB are free: lower --context-length; `python app.py --plan` shows what fits.": "{1} 加上 {2} tokens 的上下文至少需要 {3} GB，目前空闲 {4} GB：请调低 --context-length；`python app.py --plan` 会列出可行的组合。",
 
+  "The folder for snapshots cannot be used: {}. Choose another.": "快照文件夹无法使用：{1}。请另选一个。",
+
   // engine, jobs
   "The prompt has {} tokens; the model reads {}. {}": "提问共 {1} tokens，模型最多读取 {2}。{3}",
   "The prompt has {} positions; the model knows {}. {}": "提问共占 {1} 个位置，模型只认识 {2} 个。{3}",

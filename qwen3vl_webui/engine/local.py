@@ -25,12 +25,15 @@ from qwen3vl_webui.errors import TooLong
 from qwen3vl_webui.media.image import read_pixels
 from qwen3vl_webui.media.video import read_frames
 from qwen3vl_webui.model.cache import KVCache
+from qwen3vl_webui.model.checkpoint import revision_of
 from qwen3vl_webui.model.decode import check
 from qwen3vl_webui.model.forward import TextModel
 from qwen3vl_webui.model.inputs import Inputs, encode
 from qwen3vl_webui.model.loading import LoadedModel
 from qwen3vl_webui.model.planner import CONTEXT, KVFormat, choose_kv, kv_bytes, round_up, working_bytes
 from qwen3vl_webui.model.rope import Ropes, head_dim_of
+from qwen3vl_webui.model.shelf import Shelf
+from qwen3vl_webui.model.snapshots import Snapshots
 from qwen3vl_webui.model.streaming import AnswerText
 from qwen3vl_webui.model.vision import ReadFrames, ReadPixels, Vision
 from qwen3vl_webui.settings import KVCacheKind, RopeScaling
@@ -45,6 +48,8 @@ class LocalEngine:
     """Answers with the model in `loaded`. `context_length` None: what the positions and the memory give.
 
     `kv_cache` auto: on CUDA the finest that holds `context_length`, on a CPU what the model computes in.
+    What leaves the KV cache is kept in `parked_bytes` of CPU memory (None: a quarter of what is free on CUDA, nothing
+    on a CPU) and, like the features of pictures, in `snapshots`.
     Positions are those trained on; with `rope_scaling` yarn or ntk those it stretches to. `auto` stretches (YaRN) only
     where `context_length` asks for more.
     Media is read by `read_pixels` and `read_frames`, and only when the prompt reaches it.
@@ -57,10 +62,16 @@ class LocalEngine:
         *,
         rope_scaling: RopeScaling = "auto",
         kv_cache: KVCacheKind = "auto",
+        parked_bytes: int | None = None,
+        snapshots: Snapshots | None = None,
         read_pixels: ReadPixels = read_pixels,
         read_frames: ReadFrames = read_frames,
     ) -> None:
         self._loaded = loaded
+        kv = pick_kv(loaded, kv_cache, context_length)
+        revision = f"{revision_of(loaded.folder)} {loaded.info.quantization} {loaded.dtype}" if snapshots else ""
+        if parked_bytes is None:  # on a CPU it would be the same memory
+            parked_bytes = host_memory_free() // 4 if loaded.device.type == "cuda" else 0
         text = loaded.config.text_config
         self._ropes = Ropes(text, rope_scaling, loaded.device, loaded.dtype)
         self._cache = KVCache(
@@ -69,7 +80,8 @@ class LocalEngine:
             head_dim=head_dim_of(text),
             dtype=loaded.dtype,
             device=loaded.device,
-            kv=pick_kv(loaded, kv_cache, context_length),
+            kv=kv,
+            shelf=Shelf(parked_bytes, snapshots, f"{revision} {kv}"),
         )
         log.info("keys and values: %s, %s bytes a token", kv_name(self._cache), f"{self._cache.bytes_per_token:,}")
         tails = self._cache.most_slots * self._cache.bytes_per_slot
@@ -82,10 +94,13 @@ class LocalEngine:
         self._answers: OrderedDict[tuple[str, str], list[int]] = OrderedDict()
         self._answers_lock = threading.Lock()
         self._queue: RequestQueue[Prepared] = RequestQueue(self._cache.most_slots)
+        self._vision = Vision(
+            loaded, read_pixels=read_pixels, read_frames=read_frames, snapshots=snapshots, revision=revision
+        )
         self._scheduler = Scheduler(
             loaded,
             text=TextModel(loaded.model),
-            vision=Vision(loaded, read_pixels=read_pixels, read_frames=read_frames),
+            vision=self._vision,
             cache=self._cache,
             queue=self._queue,
             forbidden=forbidden_ids(loaded),
@@ -104,9 +119,11 @@ class LocalEngine:
         yield from self._queue.follow(Work(request, Prepared(inputs, budget, chosen), inputs.tokens))
 
     def close(self) -> None:
-        """Ends what runs and what waits, and joins every thread."""
+        """Ends what runs and what waits, joins every thread, and leaves what was read to the snapshots, if any."""
         self._queue.close()
         self._scheduler.join()
+        self._vision.cache.close()
+        self._cache.close()
 
     # What a request costs
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from qwen3vl_webui.model.formats import Held, Part, format_of
+from qwen3vl_webui.model.formats import Held, Part, format_of, keepable
 from qwen3vl_webui.model.planner import ROUND, KVFormat, round_up
+from qwen3vl_webui.model.shelf import Parked, Shelf, common_prefix
 
 
 class SlabFull(Exception):
@@ -47,9 +48,7 @@ class Slot:
         return len(self.keys)
 
     def keepable(self, length: int) -> int:
-        """How much of the first `length` tokens stays when the rest goes: a group without exact rows cannot be cut."""
-        whole = length // self.group * self.group
-        return length if length == whole or length // self.group in self.tails else whole
+        return keepable(length, self.group, self.tails)
 
     def crop(self, length: int) -> int:
         """Keeps at most the first `length` tokens; how many it kept (all of them, or up to 63 fewer in int4)."""
@@ -75,17 +74,9 @@ class Slot:
         return half, 1 - half
 
 
-def common_prefix(held: array[int], keys: np.ndarray) -> int:
-    """How many leading content keys agree."""
-    shorter = min(len(held), len(keys))
-    if shorter == 0:
-        return 0
-    different = np.nonzero(np.frombuffer(held, np.int64, shorter) != keys[:shorter])[0]
-    return int(different[0]) if len(different) else shorter
-
-
 class KVCache:
-    """`most_tokens` bounds slots x capacity (None: no bound); conversations used longest ago make room."""
+    """`most_tokens` bounds slots x capacity (None: no bound); conversations used longest ago make room. What leaves the
+    slab is put on the `shelf`, if it has any place."""
 
     def __init__(
         self,
@@ -98,12 +89,14 @@ class KVCache:
         kv: KVFormat = "bf16",
         most_slots: int = 4,
         most_tokens: int | None = None,
+        shelf: Shelf | None = None,
     ) -> None:
         self.format = format_of(kv, head_dim, dtype)
         self.kv_heads = kv_heads
         self.device = device
         self.most_slots = most_slots
         self.most_tokens = most_tokens
+        self.shelf = shelf or Shelf()
         self.capacity = 0
         self.slots: list[Slot] = []
         self.layers: list[dict[str, torch.Tensor]] = [
@@ -137,6 +130,8 @@ class KVCache:
             for slot in self.slots
         }
         slot = self._choose(shared, conversation)
+        if slot.conversation != conversation or 2 * shared.get(slot.row, 0) < slot.length:
+            self._park(slot)
         reused = shared.get(slot.row, 0)
         source = max(self.slots, key=lambda other: shared.get(other.row, 0))
         if shared.get(source.row, 0) > reused:
@@ -146,6 +141,7 @@ class KVCache:
                     tensor, entries = layer[part.name], part.entries(reused)
                     tensor[slot.row, :, :entries].copy_(tensor[source.row, :, :entries])
             slot.keys, slot.tails = source.keys[:reused], list(source.tails)
+        reused = self._unpark(slot, keys, rope, reused)
         slot.crop(reused)
         slot.conversation, slot.rope = conversation, rope
         slot.busy = True
@@ -169,7 +165,9 @@ class KVCache:
             if not idle:
                 assert self.most_tokens is not None
                 raise SlabFull(tokens, self.most_tokens)
-            self.slots.remove(min(idle, key=lambda other: other.used))
+            leaving = min(idle, key=lambda other: other.used)
+            self._park(leaving)
+            self.slots.remove(leaving)
         self._resize(len(self.slots), wanted)
 
     def attend(
@@ -195,6 +193,45 @@ class KVCache:
         self.slots = [slot for slot in self.slots if slot.busy]
         longest = max((slot.length for slot in self.slots), default=0)
         self._resize(len(self.slots), round_up(longest))
+
+    def close(self) -> None:
+        """Puts every conversation on the shelf, and the shelf on disk where it has one."""
+        if not self.shelf.wanted:
+            return
+        for slot in sorted(self.slots, key=lambda slot: slot.used):
+            self._park(slot)
+        self.slots = []
+        self._resize(0, 0)
+        self.shelf.close()
+
+    def _park(self, slot: Slot) -> None:
+        if not self.shelf.wanted or not slot.length:
+            return
+        layers = [
+            {
+                part.name: layer[part.name][slot.row, :, : part.entries(slot.length)].to("cpu", copy=True)
+                for part in self.format.parts
+            }
+            for layer in self.layers
+        ]
+        first, second = slot.tails
+        self.shelf.put(Parked(array("q", slot.keys), slot.rope, slot.group, (first, second), layers))
+
+    def _unpark(self, slot: Slot, keys: np.ndarray, rope: str, reused: int) -> int:
+        """What the shelf knows beyond the `reused` tokens that are here already; how many there are now."""
+        longest, get = self.shelf.best(keys, rope)
+        if longest <= reused or (parked := get()) is None:
+            return reused
+        try:
+            self.reserve(slot, longest)
+        except SlabFull:
+            return reused
+        for layer, held in zip(self.layers, parked.layers, strict=True):
+            for part in self.format.parts:
+                entries = part.entries(longest)
+                layer[part.name][slot.row, :, :entries].copy_(held[part.name][:, :entries])
+        slot.keys, slot.tails = array("q", parked.keys[:longest]), list(parked.tails)
+        return longest
 
     def _choose(self, shared: dict[int, int], conversation: str) -> Slot:
         """The chat's own slot; for a nameless request one it continues; else a new one, or the one used longest ago."""

@@ -5,6 +5,7 @@ Only safetensors and text files are fetched, and nothing is asked of a hub when 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
@@ -24,6 +25,7 @@ from qwen3vl_webui.settings import DEMO_MODEL, MODELS, Hub
 log = logging.getLogger(__name__)
 
 MODEL_TYPES = {"qwen3_vl", "qwen3_vl_moe"}
+SAMPLES, SAMPLE_BYTES = 64, 65_536  # of a file of weights, to tell it from another
 FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]  # what is fetched: never pickles or code
 
 
@@ -292,3 +294,17 @@ def check(folder: Path) -> dict[str, Any]:
 
 def damaged(folder: Path, reason: object) -> EngineError:
     return EngineError(f"The weights in {folder} are damaged or incomplete ({reason}): fetch the checkpoint again.")
+
+
+def revision_of(folder: Path) -> str:
+    """Changes whenever the weights or the config do, without reading all of the weights: a hash over config.json and,
+    of each file of weights, its name, size, header and samples from beginning to end."""
+    whole = hashlib.sha256((folder / "config.json").read_bytes())
+    for file in sorted(folder.glob("*.safetensors")):
+        size = file.stat().st_size
+        whole.update(f"{file.name} {size}".encode())
+        with file.open("rb") as stream:
+            for index in range(SAMPLES):
+                stream.seek(index * max(0, size - SAMPLE_BYTES) // (SAMPLES - 1))
+                whole.update(stream.read(SAMPLE_BYTES))
+    return whole.hexdigest()

@@ -7,7 +7,7 @@ it is stored, itself included; in int4 it reads its own group of 64 tokens exact
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,6 +31,13 @@ class Part:
 
     def entries(self, tokens: int) -> int:
         return -(-tokens // self.tokens) if self.tokens else 2 * GROUP
+
+
+def keepable(length: int, group: int, tails: Sequence[int]) -> int:
+    """How much of the first `length` tokens stays when the rest goes: a group that is cut needs its exact rows, which
+    are held of the groups `tails`."""
+    whole = length // group * group
+    return length if length == whole or length // group in tails else whole
 
 
 class Format(Protocol):

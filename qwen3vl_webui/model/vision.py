@@ -6,12 +6,15 @@ and lets a second request with the same picture or moments encode nothing.
 
 from __future__ import annotations
 
+import hashlib
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from itertools import groupby, islice
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -20,34 +23,61 @@ from qwen3vl_webui.errors import MediaError
 from qwen3vl_webui.media.values import Frame, FramePlan, Image
 from qwen3vl_webui.model.inputs import VisualSpan, frame_patches, image_patches
 from qwen3vl_webui.model.loading import LoadedModel
+from qwen3vl_webui.model.snapshots import Snapshots
 
+Item = TypeVar("Item")
 ReadPixels = Callable[[Image], np.ndarray]
 ReadFrames = Callable[[FramePlan], Iterable[Frame]]
 
 MOST_SPANS = 16  # pictures or temporal patches of one group
+MOST_WRITES = 64  # features that wait for the disk; more are not written
 MOST_PATCHES = {"cuda": 16_384, "cpu": 4_096}  # rows of one group, unless one picture alone is bigger
 
 
 class FeatureCache:
     """Features [1 + DeepStack taps, tokens, hidden] in CPU memory, the least recently used dropped first.
 
-    Thread-safe. An entry bigger than `most_bytes` is not kept.
+    With `snapshots` they are kept on disk too, written in another thread; `revision` names what must be the same for
+    them to be good. Thread-safe. An entry bigger than `most_bytes` is not kept in memory.
     """
 
-    def __init__(self, most_bytes: int) -> None:
+    def __init__(self, most_bytes: int, snapshots: Snapshots | None = None, revision: str = "") -> None:
         self.most_bytes = most_bytes
+        self.snapshots = snapshots
+        self.prefix = f"features/{hashlib.sha256(revision.encode()).hexdigest()[:24]}"
         self.bytes = 0
         self.entries: OrderedDict[str, torch.Tensor] = OrderedDict()
         self.lock = threading.Lock()
+        self._writer = ThreadPoolExecutor(1, "features") if snapshots else None
+        self._room = threading.Semaphore(MOST_WRITES)
 
     def get(self, key: str) -> torch.Tensor | None:
         with self.lock:
             features = self.entries.get(key)
             if features is not None:
                 self.entries.move_to_end(key)
-            return features
+        if features is None and self.snapshots is not None and (found := self.snapshots.get(self._name(key))):
+            features = found[0]["features"]
+            self._keep(key, features)
+        return features
 
     def put(self, key: str, features: torch.Tensor) -> None:
+        self._keep(key, features)
+        if self._writer is not None and self._room.acquire(blocking=False):  # else the disk is too slow for it
+            self._writer.submit(self._write, self._name(key), features)
+
+    def clear(self) -> None:
+        """Of memory."""
+        with self.lock:
+            self.entries.clear()
+            self.bytes = 0
+
+    def close(self) -> None:
+        """Waits until everything is written."""
+        if self._writer is not None:
+            self._writer.shutdown(wait=True)
+
+    def _keep(self, key: str, features: torch.Tensor) -> None:
         with self.lock:
             if features.nbytes > self.most_bytes:
                 return
@@ -58,10 +88,79 @@ class FeatureCache:
             while self.bytes > self.most_bytes:
                 self.bytes -= self.entries.popitem(last=False)[1].nbytes
 
-    def clear(self) -> None:
-        with self.lock:
-            self.entries.clear()
-            self.bytes = 0
+    def _write(self, name: str, features: torch.Tensor) -> None:
+        assert self.snapshots is not None
+        try:
+            if not self.snapshots.has(name):
+                self.snapshots.put(name, {"features": features})
+        finally:
+            self._room.release()
+
+    def _name(self, key: str) -> str:
+        return f"{self.prefix}/{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+
+
+class Ahead(Generic[Item]):
+    """What `items` gives, up to `most` of it read by another thread while its taker is busy.
+
+    `check` is called in that thread between two items and may raise to stop; whatever is raised there comes out of
+    `next`. Closing waits until the thread has closed `items`.
+    """
+
+    def __init__(self, items: Iterable[Item], most: int, check: Callable[[], None]) -> None:
+        self._items, self._most, self._check = items, most, check
+        self._changed = threading.Condition()
+        self._read: deque[Item] = deque()
+        self._ended = self._closed = False
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="frames", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Ahead[Item]:
+        return self
+
+    def __next__(self) -> Item:
+        with self._changed:
+            self._changed.wait_for(lambda: self._read or self._ended)
+            if self._read:
+                self._changed.notify_all()
+                return self._read.popleft()
+            if self._error is not None:
+                raise self._error
+            raise StopIteration
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            with closing(iter_closing(self._items)) as items:
+                for item in items:
+                    self._check()
+                    with self._changed:
+                        self._read.append(item)
+                        self._changed.notify_all()
+                        self._changed.wait_for(lambda: self._closed or len(self._read) < self._most)
+                        if self._closed:
+                            return
+        except BaseException as error:  # whatever a decoder throws is raised where its frames are waited for
+            self._error = error
+        finally:
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
+
+
+def iter_closing(items: Iterable[Item]) -> Generator[Item, None, None]:
+    """The same items; closing it closes them, where they can be."""
+    try:
+        yield from items
+    finally:
+        if isinstance(items, Generator):
+            items.close()
 
 
 def nothing_to_check() -> None:
@@ -76,14 +175,21 @@ class Vision:
     """
 
     def __init__(
-        self, loaded: LoadedModel, *, read_pixels: ReadPixels, read_frames: ReadFrames, most_bytes: int = 2**30
+        self,
+        loaded: LoadedModel,
+        *,
+        read_pixels: ReadPixels,
+        read_frames: ReadFrames,
+        most_bytes: int = 2**30,
+        snapshots: Snapshots | None = None,
+        revision: str = "",
     ) -> None:
         self.tower = loaded.vision
         self.device = loaded.device
         self.dtype = next(loaded.vision.parameters()).dtype
         self.read_pixels = read_pixels
         self.read_frames = read_frames
-        self.cache = FeatureCache(most_bytes)
+        self.cache = FeatureCache(most_bytes, snapshots, f"{revision} {self.dtype}")
         self.running = threading.Lock()
 
     def features(
@@ -91,8 +197,9 @@ class Vision:
     ) -> Generator[tuple[VisualSpan, torch.Tensor], None, None]:
         """Yield each span with its features [1 + DeepStack taps, tokens, hidden] on the CPU, in the order given.
 
-        Works one group ahead of what is taken, never more: a long video is decoded as the prompt is read. `check` is
-        called between frames and groups and may raise to stop; closing the generator ends the decoder too.
+        Works one group ahead of what is taken, and decodes one more: a long video is decoded as the prompt is read.
+        `check` is called between frames and groups, also in the decoder's thread, and may raise to stop; closing the
+        generator ends the decoder too.
         """
         pending: list[tuple[VisualSpan, torch.Tensor]] = []
         rows = 0
@@ -143,22 +250,16 @@ class Vision:
     def moments(
         self, plan: FramePlan, wanted: Sequence[tuple[float, float]], check: Callable[[], None]
     ) -> Generator[torch.Tensor, None, None]:
-        """Patches of each wanted pair of seconds. Raises MediaError when the file ends early."""
+        """Patches of each wanted pair of seconds; the next group is decoded while one is encoded. Raises MediaError
+        when the file ends early."""
         if not wanted:
             return
-        frames = iter(self.read_frames(replace(plan, patches=tuple(wanted))))
-        try:
+        with closing(Ahead(self.read_frames(replace(plan, patches=tuple(wanted))), 2 * MOST_SPANS, check)) as frames:
             for _ in wanted:
-                pair = []
-                for frame in islice(frames, 2):
-                    check()
-                    pair.append(frame.pixels)
+                pair = [frame.pixels for frame in islice(frames, 2)]
                 if len(pair) < 2:
                     raise MediaError("The video ended before the last planned frame: upload it again.")
                 yield frame_patches(*pair)
-        finally:
-            if isinstance(frames, Generator):
-                frames.close()
 
     @torch.no_grad()
     def run(self, patches: torch.Tensor, grids: Sequence[tuple[int, int, int]]) -> torch.Tensor:

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-from array import array
-
 import numpy as np
 import pytest
 import torch
 
-from qwen3vl_webui.model.cache import ROUND, KVCache, SlabFull, Slot, common_prefix
+from qwen3vl_webui.model.cache import ROUND, KVCache, SlabFull, Slot
 
 
 def cache(**options: int) -> KVCache:
@@ -41,14 +39,6 @@ def read(cache: KVCache, keys: list[int], conversation: str = "") -> tuple[Slot,
     fill(cache, slot, keys[reused:])
     cache.release(slot)
     return slot, reused
-
-
-@pytest.mark.parametrize(
-    ("kept", "asked", "shared"),
-    [([], [1], 0), ([1, 2, 3], [1, 2, 3], 3), ([1, 2, 3], [1, 2], 2), ([1, 2], [1, 2, 3], 2), ([1, 5], [1, 6], 1)],
-)
-def test_common_prefix(kept: list[int], asked: list[int], shared: int) -> None:
-    assert common_prefix(array("q", kept), np.array(asked, np.int64)) == shared
 
 
 def test_the_last_token_is_always_read_again() -> None:

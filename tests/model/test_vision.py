@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -18,7 +19,8 @@ from qwen3vl_webui.errors import MediaError
 from qwen3vl_webui.media.values import Clip, Frame, FramePlan, Image
 from qwen3vl_webui.model.inputs import VisualSpan, encode, frame_patches, image_patches
 from qwen3vl_webui.model.loading import LoadedModel, load
-from qwen3vl_webui.model.vision import MOST_SPANS, FeatureCache, Vision
+from qwen3vl_webui.model.snapshots import Snapshots
+from qwen3vl_webui.model.vision import MOST_SPANS, Ahead, FeatureCache, Vision, nothing_to_check
 from tests.tiny import tiny_checkpoint
 
 
@@ -139,7 +141,7 @@ def test_only_moments_not_seen_before_are_decoded(loaded: LoadedModel, vision: V
     assert reader.seconds == [3.0, 3.5, 7.0, 7.5]
 
 
-def test_frames_are_read_one_group_ahead_and_the_decoder_is_closed(loaded: LoadedModel, reader: Reader) -> None:
+def test_frames_are_read_two_groups_ahead_and_the_decoder_is_closed(loaded: LoadedModel, reader: Reader) -> None:
     opened: list[Iterator[Frame]] = []  # held, so that only an explicit close ends them
 
     def read_frames(wanted: FramePlan) -> Iterator[Frame]:
@@ -149,7 +151,7 @@ def test_frames_are_read_one_group_ahead_and_the_decoder_is_closed(loaded: Loade
     vision = Vision(loaded, read_pixels=reader.pixels, read_frames=read_frames)
     reading = vision.features(spans_of(loaded, plan([float(i) for i in range(200)])))
     next(reading)
-    assert len(reader.seconds) <= 2 * (MOST_SPANS + 1)
+    assert len(reader.seconds) <= 4 * (MOST_SPANS + 1)
     assert reader.closed == 0
     reading.close()
     assert reader.closed == len(opened) == 1
@@ -176,6 +178,93 @@ def test_a_video_that_ends_early_is_a_sentence(loaded: LoadedModel, reader: Read
     vision = Vision(loaded, read_pixels=reader.pixels, read_frames=short)
     with pytest.raises(MediaError, match="ended before"):
         list(vision.features(spans_of(loaded, plan([1.0, 2.0]))))
+
+
+def test_the_next_group_is_decoded_while_one_is_encoded(loaded: LoadedModel, reader: Reader) -> None:
+    decoded = threading.Event()
+    encodes = []
+
+    def read_frames(wanted: FramePlan) -> Iterator[Frame]:
+        for frame in reader.frames(wanted):
+            if len(reader.seconds) >= 4 * MOST_SPANS:
+                decoded.set()
+            yield frame
+
+    vision = Vision(loaded, read_pixels=reader.pixels, read_frames=read_frames)
+    run = vision.run
+
+    def waits(*arguments: Any) -> torch.Tensor:
+        encodes.append(decoded.wait(20) if not encodes else True)
+        return run(*arguments)
+
+    vision.run = waits  # type: ignore[method-assign]
+    spans = spans_of(loaded, plan([float(i) for i in range(3 * MOST_SPANS)]))
+    for span, features in vision.features(spans):
+        torch.testing.assert_close(features, stock_features(span), rtol=1e-5, atol=1e-5)
+    assert encodes == [True] * 3
+    assert reader.closed == 1
+
+
+def test_what_a_decoder_raises_comes_out_after_what_it_gave() -> None:
+    def frames() -> Iterator[int]:
+        yield from range(3)
+        raise MediaError("The file is damaged.")
+
+    ahead = Ahead(frames(), 10, nothing_to_check)
+    assert [next(ahead) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(MediaError, match="damaged"):
+        next(ahead)
+    ahead.close()
+
+
+# On disk
+
+
+def test_a_restart_encodes_nothing_again(
+    loaded: LoadedModel, reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(revision: str = "one") -> Vision:
+        snapshots = Snapshots(tmp_path, 10**9)
+        return Vision(
+            loaded, read_pixels=reader.pixels, read_frames=reader.frames, snapshots=snapshots, revision=revision
+        )
+
+    first = opened()
+    spans = spans_of(loaded, picture("cat"), plan([1.0, 2.0, 3.0]))
+    expected = list(first.features(spans))
+    first.cache.close()
+    again = opened()
+    monkeypatch.setattr(again, "run", None)
+    reader.seconds.clear()
+    for (span, one), (same, two) in zip(again.features(spans), expected, strict=True):
+        assert span == same and torch.equal(one, two)
+    assert not reader.seconds
+    again.cache.close()
+
+    other = opened("another checkpoint")
+    list(other.features(spans))
+    assert reader.seconds == [1.0, 1.5, 2.0, 2.5, 3.0, 3.5]
+    other.cache.close()
+
+
+def test_damaged_features_are_encoded_again(loaded: LoadedModel, reader: Reader, tmp_path: Path) -> None:
+    def opened() -> Vision:
+        return Vision(
+            loaded, read_pixels=reader.pixels, read_frames=reader.frames, snapshots=Snapshots(tmp_path, 10**9)
+        )
+
+    spans = spans_of(loaded, picture("cat"))
+    first = opened()
+    list(first.features(spans))
+    first.cache.close()
+    (file,) = tmp_path.rglob("*.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+    again = opened()
+    ((_, features),) = again.features(spans)
+    torch.testing.assert_close(features, stock_features(spans[0]), rtol=1e-5, atol=1e-5)
+    again.cache.close()
 
 
 def test_a_cache_too_small_for_the_prompt_still_gives_every_feature(loaded: LoadedModel, reader: Reader) -> None:
