@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 
@@ -25,9 +24,6 @@ from qwen3vl_webui.settings import Settings, read_settings
 from qwen3vl_webui.store.store import Store
 from qwen3vl_webui.web.media_routes import media_routes
 from qwen3vl_webui.web.protection import protect
-
-if TYPE_CHECKING:
-    from qwen3vl_webui.model.snapshots import Snapshots
 
 log = logging.getLogger("qwen3vl_webui")
 
@@ -47,19 +43,13 @@ def in_terminal_too(progress: Progress) -> Progress:
     return tell
 
 
-def open_snapshots(settings: Settings) -> Snapshots | None:
-    from qwen3vl_webui.model.snapshots import Snapshots
-
-    if settings.snapshots is None:
-        return None
-    return Snapshots(settings.snapshots, settings.snapshots_gb * 10**9)
-
-
 def open_engine(settings: Settings, progress: Progress) -> Engine:
     """Loads the model; torch is imported here, seconds after the page is up."""
     from qwen3vl_webui.engine.local import LocalEngine
     from qwen3vl_webui.model.loading import load
+    from qwen3vl_webui.model.snapshots import Snapshots
 
+    snapshots = Snapshots(settings.snapshots, settings.snapshots_gb * 10**9) if settings.snapshots else None
     loaded = load(
         settings.model,
         quantization=settings.quantization,
@@ -73,7 +63,7 @@ def open_engine(settings: Settings, progress: Progress) -> Engine:
         settings.context_length,
         rope_scaling=settings.rope_scaling,
         kv_cache=settings.kv_cache,
-        snapshots=open_snapshots(settings),
+        snapshots=snapshots,
     )
 
 

@@ -151,13 +151,9 @@ def test_the_table_says_what_fits_what_does_not_and_the_best() -> None:
 
 
 def test_the_app_prints_the_plan_of_a_card_and_stops() -> None:
-    def app(*flags: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "app.py", "--plan", *flags], cwd=ROOT, capture_output=True, text=True)
-
-    printed = app("--vram", "24", "--context-length", "262144", "--model", "4b")
+    flags = ["--plan", "--vram", "24", "--context-length", "262144", "--model", "4b"]
+    printed = subprocess.run([sys.executable, "app.py", *flags], cwd=ROOT, capture_output=True, text=True)
     assert printed.returncode == 0 and "20.0 fits" in printed.stdout and "\n8b " not in printed.stdout
-    unknown = app("--vram", "24", "--model", "demo")
-    assert unknown.returncode == 1 and "--plan knows 2b, 4b" in unknown.stderr
 
 
 def test_planning_imports_no_torch() -> None:
