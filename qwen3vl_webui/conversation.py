@@ -19,7 +19,7 @@ class Attachment:
     id: str
     digest: str
     name: str  # as the person called it, cut to 120 characters
-    kind: Literal["image", "video", "document"]
+    kind: Literal["image", "video", "document", "subtitles"]
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ class Options:
     seconds; `video_tokens` and `image_tokens` the most one video and one picture may cost. `whole` shows videos whole
     also where the question names a span. `moments` are the temporal patches of a video, by the id it is attached with,
     each the seconds of its two frames. `patience` is how many seconds to wait for the storyboard of a long video.
+    `subtitles` shows what is said beside what is seen, where there are some.
     """
 
     sampling: SamplingParams | None = None
@@ -28,6 +29,7 @@ class Options:
     start: float | None = None
     end: float | None = None
     whole: bool = False
+    subtitles: bool = True
     moments: Mapping[str, tuple[Pair, ...]] | None = None
     video_tokens: int | None = None
     image_tokens: int | None = None

@@ -51,6 +51,17 @@ def find_focus(question: str, duration: float) -> Focus:
     return Focus(spans, tuple(sorted(moments)))
 
 
+def video_of(subtitles: str, names: Sequence[str]) -> int | None:
+    """Which of the videos called `names` a subtitle file of that name belongs to: the one it is named after, the newer
+    of two; else the only one there is."""
+    name = subtitles.lower()
+    stems = [(index, (video.rpartition(".")[0] or video).lower()) for index, video in enumerate(names)]
+    fitting = [(len(stem), index) for index, stem in stems if stem and (name == stem or name.startswith(f"{stem}."))]
+    if fitting:
+        return max(fitting)[1]
+    return 0 if len(names) == 1 else None
+
+
 def around(seconds: Sequence[float], reach: float, duration: float) -> tuple[Span, ...]:
     """Spans of the video that reach so far before and after each second."""
     return _joined([(max(0.0, second - reach), min(duration, second + reach)) for second in seconds])

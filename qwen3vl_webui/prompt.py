@@ -7,6 +7,9 @@ Layout of a user's message, in order:
 - a video: its frames, each temporal patch behind its `<t seconds>` label; `Video 2: ` likewise. Where the question
   names spans of it (`the last ten minutes`), only those; a moment it names is among the frames;
 - a video shown in an earlier turn, once more, when the question names a span of it or a moment that was not seen;
+- what is said in a video: lines such as `[751.0-763.2] words` from its subtitles, each before the first label later
+  than it begins; the container's chapters stand before the video. Of a subtitle file that comes later than its video:
+  its lines by themselves;
 - a PDF: for each page `Page 3: `, the page's picture, a line break, the page's text layer where it has one and a line
   break; `Document 2, ` likewise before each `Page`;
 - the words.
@@ -26,16 +29,20 @@ from qwen3vl_webui.draft import Attached, Draft, Options
 from qwen3vl_webui.engine.contract import Budget, Engine, GenerationRequest, Message, SamplingParams
 from qwen3vl_webui.errors import TooLong, Unsupported, UserError
 from qwen3vl_webui.media import storyboard as storyboards
+from qwen3vl_webui.media.captions import thinned, woven, written
 from qwen3vl_webui.media.moments import plan_chosen, with_moments
 from qwen3vl_webui.media.sampling import fit_document, fit_image, plan_frames
 from qwen3vl_webui.media.segments import Storyboard
-from qwen3vl_webui.media.values import PATCH_SIDE, Clip, FramePlan, Image, Media, Part
+from qwen3vl_webui.media.values import PATCH_SIDE, Clip, Cue, FramePlan, Image, Media, Part
 from qwen3vl_webui.media.video import read_times
 from qwen3vl_webui.showing import File, Named, open_all
 
 LABEL_TOKENS = 16  # `<7123.4 seconds>` and two vision marks: 11 with Qwen's tokenizer, 15 with one that is smaller
 CPU_VIDEO_TOKENS = 8_192  # what a laptop reads in patience; notes: 64 moments at 448 x 256
 CUDA_VIDEO_TOKENS = 32_768  # about 20 s of prefill for 4B on a 24 GB card; more can be set by hand
+CPU_WORDS_TOKENS = 4_096  # of subtitles; 2 h of dense speech have about 36,000
+CUDA_WORDS_TOKENS = 32_768
+WORDS_SHARE = 4  # at most a quarter of what is left is given to subtitles
 ANSWER_SHARE = 4  # at most a quarter of the context is kept free for the answer
 
 
@@ -45,7 +52,7 @@ class Shown:
 
     id: str
     name: str
-    kind: str  # image | video | document
+    kind: str  # image | video | document | subtitles
     tokens: int
     width: int = 0
     height: int = 0
@@ -53,6 +60,7 @@ class Shown:
     pages: tuple[int, ...] = ()  # of a PDF, 1-based
     span: tuple[float, float] | None = None  # of a video, in seconds, when it is not shown whole
     looked: float | None = None  # share of a video looked through, while its moments are spread evenly for want of it
+    lines: tuple[int, int] = (0, 0)  # of subtitles: how many are shown, of how many
 
 
 @dataclass(frozen=True)
@@ -120,16 +128,52 @@ def lay_out(
             f"{engine.context_length:,}, {answer:,} of them kept for the answer. Choose fewer pages or start a "
             "new chat."
         )
-    fitted = _fit(files, engine, options, room)
+    said, spoken = _fit_words(files, engine, options, room)
+    fitted = _fit([file for file in files if file.kind != "Subtitles"], engine, options, room - spoken)
+    fitted = {file: _with_cues(file, fitted.get(file, ()), said.get(file, ())) for file in files}
 
     request = _request(_write(drafts, opened, fitted), sampling, options, conversation)
     budget = engine.plan(request)
     _refuse_what_does_not_fit(budget, bool(files))
-    shown = tuple(replace(_shown(file, fitted[file]), looked=_looked(file, options)) for file in files)
+    shown = tuple(
+        replace(_shown(file, fitted[file], len(said.get(file, ()))), looked=_looked(file, options)) for file in files
+    )
     return Prompt(request, budget, request.messages[-1].parts, shown, named)
 
 
-Fitted = dict[File, tuple[Image | FramePlan, ...]]
+Fitted = dict[File, tuple[Part, ...]]
+
+
+def _fit_words(
+    files: Sequence[File], engine: Engine, options: Options, room: int
+) -> tuple[dict[File, tuple[Cue, ...]], int]:
+    """Of each video and subtitle file the cues that are shown, thinned evenly where too many, and their cost."""
+    speaking = [file for file in files if file.cues]
+    usual = CUDA_WORDS_TOKENS if engine.model.device.startswith("cuda") else CPU_WORDS_TOKENS
+    said: dict[File, tuple[Cue, ...]] = {}
+    spoken = 0
+    for file in speaking:
+        share = min(usual, room // WORDS_SHARE) // len(speaking)
+        said[file] = file.cues
+        while said[file] and (cost := _cost(written(said[file]), engine, options)) > share:
+            said[file] = thinned(said[file], min(0.9, 0.95 * share / cost))
+        spoken += cost if said[file] else 0
+    return said, spoken
+
+
+def _cost(text: str, engine: Engine, options: Options) -> int:
+    return engine.plan(_request((Message("user", (text,)),), SamplingParams(), options, "")).tokens
+
+
+def _with_cues(file: File, views: tuple[Part, ...], cues: tuple[Cue, ...]) -> tuple[Part, ...]:
+    if not cues:
+        return views
+    if not views:
+        return (written(cues),)
+    plan = views[0]
+    assert isinstance(plan, FramePlan)
+    plan, after = woven(plan, cues)
+    return (plan, after) if after else (plan,)
 
 
 def _fit(files: Sequence[File], engine: Engine, options: Options, room: int) -> Fitted:
@@ -149,8 +193,9 @@ def _fit(files: Sequence[File], engine: Engine, options: Options, room: int) -> 
             if most_pixels < least:
                 raise TooLong(f"{len(pictures)} pictures do not fit the context. Attach fewer, or start a new chat.")
             size = fit_image(picture.width, picture.height, least_pixels=least, most_pixels=most_pixels)
-            fitted[file] = (picture.at(*size),)
-            room -= fitted[file][0].tokens
+            view = picture.at(*size)
+            fitted[file] = (view,)
+            room -= view.tokens
     if documents:
         pages = [page for file in documents for page in file.pages]
         points = [points for file in documents for points in file.points]
@@ -232,7 +277,8 @@ def _write(drafts: Sequence[Draft], opened: Sequence[Sequence[str | File]], fitt
                     parts += views[index : index + 1]
                     parts.append(f"\n{text}\n" if text else "\n")
             else:
-                parts += [f"{label}: "] if label else []
+                parts += [f"{label}: "] if label and item.kind != "Subtitles" else []
+                parts += [item.before] if item.before else []
                 parts += views
         messages.append(Message(draft.role, _joined(parts)))
     return tuple(messages)
@@ -297,14 +343,19 @@ def _refuse_what_does_not_fit(budget: Budget, has_files: bool) -> None:
     )
 
 
-def _shown(file: File, views: tuple[Image | FramePlan, ...]) -> Shown:
+def _shown(file: File, views: tuple[Part, ...], lines: int) -> Shown:
     attached = file.attached
-    tokens = sum(view.tokens for view in views)
+    tokens = sum(view.tokens for view in views if isinstance(view, Image | FramePlan))
+    if file.kind == "Subtitles":
+        return Shown(attached.id, attached.name, "subtitles", tokens, lines=(lines, len(file.cues)))
     first = views[0]
     if isinstance(first, FramePlan):
         size = first.width, first.height
-        return Shown(attached.id, attached.name, "video", tokens, *size, moments=tuple(first.stamps), span=file.span)
-    assert first.seen is not None
+        said = lines, len(file.cues)
+        return Shown(
+            attached.id, attached.name, "video", tokens, *size, moments=first.stamps, span=file.span, lines=said
+        )
+    assert isinstance(first, Image) and first.seen is not None
     width, height = first.seen
     pages = tuple(view.page for view in views if isinstance(view, Image) and view.page is not None)
     return Shown(attached.id, attached.name, "document" if pages else "image", tokens, width, height, pages=pages)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qwen3vl_webui.draft import Attached, Draft, Options, Pair
 from qwen3vl_webui.errors import MediaError
-from qwen3vl_webui.focus import around, find_focus, named_videos
+from qwen3vl_webui.focus import around, find_focus, named_videos, video_of
+from qwen3vl_webui.media.captions import within
 from qwen3vl_webui.media.document import page_as_image, read_texts
 from qwen3vl_webui.media.moments import shows
-from qwen3vl_webui.media.values import Clip, Document, FramePlan, Image
+from qwen3vl_webui.media.subtitles import Chapter, Track, read_beside, read_inside
+from qwen3vl_webui.media.values import Clip, Cue, Document, FramePlan, Image, Subtitles
+from qwen3vl_webui.times import format_clock
 
 SPARSE = 120.0  # seconds: in a longer video a moment may lie between those shown
 CLOSE = 2.0  # seconds before and after a moment that is looked at again
@@ -41,10 +44,12 @@ class File:
     moments: tuple[float, ...] = ()  # seconds of a clip that are asked about
     chosen: tuple[Pair, ...] = ()  # of a clip, by hand
     span: tuple[float, float] | None = None
+    cues: tuple[Cue, ...] = ()  # of a clip, or of a subtitle file on its own
+    before: str = ""  # what is written before it
 
     @property
     def kind(self) -> str:
-        return "Video" if self.clip else "Picture" if self.picture else "Document"
+        return "Video" if self.clip else "Picture" if self.picture else "Document" if self.pages else "Subtitles"
 
 
 def open_all(drafts: Sequence[Draft], options: Options) -> tuple[list[list[str | File]], tuple[Named, ...]]:
@@ -55,7 +60,11 @@ def open_all(drafts: Sequence[Draft], options: Options) -> tuple[list[list[str |
     videos: list[Attached] = []  # of the conversation so far
     newest: list[Attached] = []
     plans: list[FramePlan] = []
+    sidecars: list[Attached] = []  # subtitle files of earlier messages, and of this one beside its video
     for draft in drafts:
+        new_sidecars = [
+            item for item in draft.items if isinstance(item, Attached) and isinstance(item.media, Subtitles)
+        ]
         own = [item for item in draft.items if isinstance(item, Attached) and isinstance(item.media, Clip)]
         newest = own or newest
         videos += own
@@ -65,14 +74,23 @@ def open_all(drafts: Sequence[Draft], options: Options) -> tuple[list[list[str |
             words = "\n".join(item for item in draft.items if isinstance(item, str))
             called = [videos[index] for index in named_videos(words, [video.name for video in videos])]
             asked = [video for video in newest if video in called] or called or newest
+            beside = [item for item in new_sidecars if own and video_of(item.name, names_of(own)) is not None]
+            sidecars += beside
             if not own and draft.role == "user":
                 for video in asked:
-                    items += _show_again(video, words, options, plans, named)
+                    again = _show_again(video, words, options, plans, named)
+                    items += [_with_words(file, _sidecar_of(video, videos, sidecars), words, options) for file in again]
             for item in draft.items:
                 if isinstance(item, Attached) and isinstance(item.media, Clip):
-                    items += _open_clip(item, item.media, words if item in asked else "", options, named)
+                    files = _open_clip(item, item.media, words if item in asked else "", options, named)
+                    items += [_with_words(file, _sidecar_of(item, own, sidecars), words, options) for file in files]
+                elif item in beside:
+                    continue
                 else:
                     items.append(item if isinstance(item, str) else _open(item, options))
+            sidecars += [item for item in new_sidecars if item not in beside]
+        else:
+            sidecars += new_sidecars
         opened.append(items)
         plans += [part for part in draft.parts or () if isinstance(part, FramePlan)]
     return opened, tuple(named)
@@ -111,6 +129,47 @@ def _show_again(
     return [File(item, clip=clip.between(*span), moments=tuple(missed), span=span) for span in spans]
 
 
+def names_of(files: Sequence[Attached]) -> list[str]:
+    return [file.name for file in files]
+
+
+def _sidecar_of(video: Attached, videos: Sequence[Attached], sidecars: Sequence[Attached]) -> Attached | None:
+    """The newest subtitle file that belongs to a video."""
+    for sidecar in reversed(sidecars):
+        index = video_of(sidecar.name, names_of(videos))
+        if index is not None and videos[index] == video:
+            return sidecar
+    return None
+
+
+def _with_words(file: File, sidecar: Attached | None, question: str, options: Options) -> File:
+    """A clip with its chapters and with what is said in it."""
+    assert file.clip is not None
+    inside = read_inside(file.clip)
+    cues: Sequence[Cue] = ()
+    if options.subtitles and sidecar is not None and isinstance(sidecar.media, Subtitles):
+        cues = read_beside(sidecar.media, file.clip.fps)
+    elif options.subtitles and inside.tracks:
+        cues = track_for(question, inside.tracks).cues
+    before = written_chapters(inside.chapters, file.clip) if options.subtitles else ""
+    return replace(file, cues=within(cues, file.clip.start, file.clip.end), before=before)
+
+
+def track_for(question: str, tracks: Sequence[Track]) -> Track:
+    """The track in the language of the question; else the container's default, else its first."""
+    chinese = any("\u4e00" <= letter <= "\u9fff" for letter in question)
+    wanted = ("zh", "chi", "zho", "cmn", "yue") if chinese else ("en",)
+    fitting = [track for track in tracks if track.language.lower().startswith(wanted)]
+    return next(iter(fitting or [track for track in tracks if track.default] or tracks))
+
+
+def written_chapters(chapters: Sequence[Chapter], clip: Clip) -> str:
+    inside = [each for each in chapters if each.title and each.start < clip.end and each.end > clip.start]
+    if not inside:
+        return ""
+    return "Chapters: " + "; ".join(f"{format_clock(each.start)} {each.title}" for each in inside) + "\n"
+
+
 def _span_by_hand(item: Attached, clip: Clip, options: Options) -> File:
     try:
         span = clip.between(options.start or clip.start, clip.end if options.end is None else options.end)
@@ -135,6 +194,9 @@ def _open(item: Attached, options: Options) -> File:
                 points=tuple(document.page_sizes[page - 1] for page in chosen),
                 texts=tuple(texts[page - 1].strip() for page in chosen),
             )
+        case Subtitles() as subtitles:
+            name = item.name or "subtitles"
+            return File(item, cues=read_beside(subtitles), before=f"Subtitles ({name}):\n")
         case Clip() as clip:
             return File(item, clip=clip)
 

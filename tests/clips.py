@@ -232,3 +232,72 @@ def pdf(path: Path, texts: Sequence[str], *, size: tuple[float, float] = (595.0,
     document.save(str(path), **options)
     document.close()
     return path
+
+
+# Subtitles
+
+ASS_HEADER = (
+    "[Script Info]\nScriptType: v4.00+\n\n[V4+ Styles]\nFormat: Name, Fontname, Fontsize, PrimaryColour, "
+    "SecondaryColour, OutlineColour, BackColour, Bold, Italic, Underline, StrikeOut, ScaleX, ScaleY, Spacing, Angle, "
+    "BorderStyle, Outline, Shadow, Alignment, MarginL, MarginR, MarginV, Encoding\n"
+    "Style: Default,Arial,16,&Hffffff,&Hffffff,&H0,&H0,0,0,0,0,100,100,0,0,1,1,0,2,10,10,10,0\n\n"
+    "[Events]\nFormat: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text\n"
+)
+
+Line = tuple[float, float, str]
+
+
+def with_subtitles(
+    source: Path,
+    target: Path,
+    tracks: Sequence[tuple[str, str, Sequence[Line]]],
+    chapters: Sequence[tuple[float, float, str]] = (),
+) -> Path:
+    """The film of `source` beside text tracks (codec, language, lines) and chapters."""
+    with av.open(str(source)) as read, av.open(str(target), "w") as write:
+        film_stream = write.add_stream_from_template(read.streams.video[0])
+        streams: list[Any] = []
+        for codec, language, _ in tracks:
+            stream = write.add_stream(codec)
+            stream.metadata["language"] = language
+            stream.codec_context.subtitle_header = ASS_HEADER.encode()  # type: ignore[attr-defined]
+            streams.append(stream)
+        thousandth = Fraction(1, 1000)
+        write.set_chapters(
+            [
+                {
+                    "id": number,
+                    "start": round(start * 1000),
+                    "end": round(end * 1000),
+                    "time_base": thousandth,
+                    "metadata": {"title": title},
+                }
+                for number, (start, end, title) in enumerate(chapters, 1)
+            ]
+        )
+        write.start_encoding()
+        for stream, (codec, _, lines) in zip(streams, tracks, strict=True):
+            for start, end, text in lines:
+                raw = text.encode()
+                if codec == "mov_text":
+                    raw = len(raw).to_bytes(2, "big") + raw
+                elif codec == "ass":
+                    raw = b"0,0,Default,,0,0,0,," + raw
+                packet = av.Packet(raw)
+                packet.time_base = thousandth
+                packet.pts = packet.dts = round(start * 1000)
+                packet.duration, packet.stream = round((end - start) * 1000), stream
+                write.mux(packet)
+        for packet in read.demux(video=0):
+            if packet.size:
+                packet.stream = film_stream
+                write.mux(packet)
+    return target
+
+
+def srt(lines: Sequence[Line]) -> str:
+    def clock(seconds: float) -> str:
+        whole = round(seconds * 1000)
+        return f"{whole // 3_600_000:02d}:{whole // 60_000 % 60:02d}:{whole // 1000 % 60:02d},{whole % 1000:03d}"
+
+    return "\n".join(f"{n}\n{clock(start)} --> {clock(end)}\n{text}\n" for n, (start, end, text) in enumerate(lines, 1))

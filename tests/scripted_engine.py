@@ -74,7 +74,7 @@ def count_tokens(part: Part) -> int:
         case Image():
             return part.tokens + 2
         case FramePlan():
-            return part.tokens + len(part.patches) * 12
+            return part.tokens + len(part.patches) * 12 + sum(-(-len(caption) // 4) for caption in part.captions)
 
 
 def count_positions(part: Part) -> int:

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from qwen3vl_webui.media.upload import open_upload
 from qwen3vl_webui.media.values import Clip, FramePlan, Image, Media, Part
 from qwen3vl_webui.prompt import Prompt, build, lay_out
 from qwen3vl_webui.showing import Named, read_pages
-from tests.clips import colour_clip, pdf, png
+from tests.clips import colour_clip, pdf, png, srt, with_subtitles
 from tests.clips import film as clip_file
 from tests.scripted_engine import ScriptedEngine
 
@@ -315,3 +316,97 @@ def test_what_is_set_by_hand_needs_no_storyboard(
     monkeypatch.setattr(storyboard, "wait", None)
     prompt = lay_out([Draft("user", (Attached(long_film), "What?"))], ScriptedEngine(), options)
     assert prompt.shown[0].looked is None and len(prompt.shown[0].moments) >= 25
+
+
+# What is said in a video
+
+LINES = [(1.0, 2.0, "Hello there"), (5.0, 6.0, "Good bye")]
+
+
+@pytest.fixture(scope="module")
+def talk(tmp_path_factory: pytest.TempPathFactory) -> Media:
+    folder = tmp_path_factory.mktemp("talk")
+    film = colour_clip(folder / "film.mp4", 8)
+    tracks = [("subrip", "eng", LINES), ("subrip", "chi", [(1.0, 2.0, "你好")])]
+    return open_upload(with_subtitles(film, folder / "talk.mkv", tracks, [(0, 4, "Intro"), (4, 8, "The end")]))
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> Media:
+    path = tmp_path_factory.mktemp("spoken") / "a.srt"
+    path.write_text(srt([(0.5, 1.0, "beside one"), (4.0, 5.0, "beside two")]))
+    return open_upload(path)
+
+
+def read(prompt: Prompt) -> str:
+    """What the model reads, a dot for each patch."""
+    return "".join(
+        part if isinstance(part, str) else "".join(f"{label}." for label in part.labels)
+        for part in prompt.parts
+        if isinstance(part, str | FramePlan)
+    )
+
+
+def test_what_is_said_stands_between_what_is_seen(talk: Media) -> None:
+    prompt = lay_out([Draft("user", (Attached(talk, "t", "talk.mkv"), "What?"))], ScriptedEngine(), Options(fps=0.5))
+    text = read(prompt)
+    assert text.startswith(
+        "Chapters: 00:00 Intro; 00:04 The end\n<0.0 seconds>.\n[1.0-2.0] Hello there\n<2.0 seconds>."
+    )
+    assert "[5.0-6.0] Good bye\n<6.0 seconds>." in text
+    assert text.endswith("What?")
+    assert prompt.shown[0].lines == (2, 2)
+
+
+def test_the_language_of_the_question_is_preferred_and_words_can_be_left_out(talk: Media) -> None:
+    drafts = [Draft("user", (Attached(talk, "t", "talk.mkv"), "他说了什么？"))]
+    assert "[1.0-2.0] 你好" in read(lay_out(drafts, ScriptedEngine()))
+    silent = lay_out(drafts, ScriptedEngine(), Options(subtitles=False))
+    assert "你好" not in read(silent) and "Chapters" not in read(silent)
+
+
+def test_a_span_has_only_its_own_words(talk: Media) -> None:
+    prompt = lay_out([Draft("user", (Attached(talk, "t", "talk.mkv"), "What is said after 0:04?"))], ScriptedEngine())
+    assert "Good bye" in read(prompt) and "Hello" not in read(prompt)
+    assert "The end" in read(prompt) and "Intro" not in read(prompt)
+
+
+def test_a_file_beside_the_video_is_read_with_it(media: dict[str, Media], spoken: Media) -> None:
+    items = (Attached(media["film"], "f", "film.mp4"), Attached(spoken, "s", "film.zh.srt"), "What?")
+    prompt = lay_out([Draft("user", items)], ScriptedEngine(), Options(fps=0.5))
+    assert "<0.0 seconds>.\n[0.5-1.0] beside one\n<2.0 seconds>." in read(prompt)
+    assert [shown.id for shown in prompt.shown] == ["f"]
+
+
+def test_of_two_videos_the_one_it_is_named_after(media: dict[str, Media], spoken: Media) -> None:
+    files = (Attached(media["film"], "a", "lecture.mp4"), Attached(other(media), "b", "holiday.mp4"))
+    named = lay_out([Draft("user", (*files, Attached(spoken, "s", "holiday.srt"), "What?"))], ScriptedEngine())
+    assert [shown.lines for shown in named.shown] == [(0, 0), (2, 2)]
+    unnamed = lay_out([Draft("user", (*files, Attached(spoken, "s", "words.srt"), "What?"))], ScriptedEngine())
+    assert [(shown.id, shown.lines) for shown in unnamed.shown] == [("a", (0, 0)), ("b", (0, 0)), ("s", (2, 2))]
+
+
+def test_one_that_comes_later_is_shown_by_itself_and_kept_for_what_is_read_again(
+    media: dict[str, Media], spoken: Media
+) -> None:
+    engine = ScriptedEngine()
+    film, words = Attached(media["film"], "f", "film.mp4"), Attached(spoken, "s", "film.srt")
+    first = lay_out([Draft("user", (film, "What?"))], engine)
+    later = [Draft("user", (film,), first.parts), Draft("assistant", ("Yes.",)), Draft("user", (words, "And now?"))]
+    second = lay_out(later, engine)
+    assert read(second) == "Subtitles (film.srt):\n[0.5-1.0] beside one\n[4.0-5.0] beside two\nAnd now?"
+    third = [*later[:2], Draft("user", (words,), second.parts), later[1], Draft("user", ("And after 0:03?",))]
+    assert "[4.0-5.0] beside two" in read(lay_out(third, engine))
+
+
+def test_long_speech_is_thinned_evenly_to_its_share(media: dict[str, Media], tmp_path: Path) -> None:
+    path = tmp_path / "long.srt"
+    path.write_text(srt([(n * 0.005, n * 0.005 + 0.004, f"word {n} " * 8) for n in range(1_600)]))
+    items = (Attached(media["film"], "f", "film.mp4"), Attached(open_upload(path), "s", "film.srt"), "What?")
+    prompt = lay_out([Draft("user", items)], ScriptedEngine())
+    shown, every = prompt.shown[0].lines
+    assert every == 1_600 and 100 < shown < 400
+    assert "word 0 " in read(prompt) and any(f"word {n} " in read(prompt) for n in range(1_580, 1_600))
+    assert prompt.budget.tokens < 8_192 + 4_096 + 400
+    tight = lay_out([Draft("user", items)], ScriptedEngine(context_length=3_000))
+    assert tight.budget.fits and tight.shown[0].lines[0] < shown

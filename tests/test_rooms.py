@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted(path.relative_to(ROOT / HOUSE).as_posix() for path in (ROOT / HOUSE).rglob("*.py"))
 
 DEEP_LEARNING = ["torch", "transformers", "accelerate", "bitsandbytes", "safetensors", "triton"]
-DECODERS = ["av", "PIL", "pymupdf", "fitz"]
+DECODERS = ["av", "PIL", "pymupdf", "fitz", "pysubs2"]
 SERVERS = ["fastapi", "starlette", "uvicorn"]
 SERVING = ["services", "web", "api"]
 EVIDENCE = [file for file in FILES if file.startswith("evidence/") or file == "times.py"]

@@ -6,7 +6,7 @@ import { preview } from "./thread.js";
 import { drawNamed } from "./named.js";
 import { openPath, upload } from "./upload.js";
 
-const ACCEPT = { image: "image/*", video: "video/*,.mkv,.avi,.ts", document: "application/pdf,.pdf" };
+const ACCEPT = { image: "image/*", video: "video/*,.mkv,.avi,.ts", document: "application/pdf,.pdf", subtitles: ".srt,.vtt,.ass,.ssa,.sub" };
 const PAUSE = 350; // ms of stillness before the cost is counted
 
 let box, chips, presets, meter, named, trouble, button, picker, pathRow, pathBox;
@@ -170,7 +170,7 @@ function chip(item) {
   const note = h("span.qv-chip-note");
   const bar = h("span.qv-chip-bar", {}, h("span"));
   const element = h("div.qv-chip", { title: item.name },
-    picture || h("span.qv-chip-icon", {}, icon(kind === "video" || /\.(mp4|mov|mkv|webm|avi)$/i.test(item.name) ? "film" : kind === "document" || /\.pdf$/i.test(item.name) ? "page" : "image", 18)),
+    picture || h("span.qv-chip-icon", {}, icon(kind === "video" || /\.(mp4|mov|mkv|webm|avi)$/i.test(item.name) ? "film" : kind === "document" || /\.pdf$/i.test(item.name) ? "page" : kind === "subtitles" || /\.(srt|vtt|ass|ssa|sub)$/i.test(item.name) ? "words" : "image", 18)),
     h("span.qv-chip-words", {}, h("span.qv-chip-name", {}, item.name), note),
     h("button.qv-chip-x", { type: "button", title: t("remove", { name: item.name }), "aria-label": t("remove", { name: item.name }), onclick: () => removeItem(item) }, icon("close", 14)),
     bar);
@@ -191,6 +191,7 @@ const updateChip = (item) => { item.draw?.(); };
 function noteOf(stored) {
   if (!stored) return "";
   if (stored.kind === "video") return `${clock(Math.round(stored.duration))} · ${bytes(stored.size)}`;
+  if (stored.kind === "subtitles") return `${t("lines", { n: number(stored.lines) })} · ${bytes(stored.size)}`;
   if (stored.kind === "document") return `${t("meter_pages", { n: stored.pages })} · ${bytes(stored.size)}`;
   return `${stored.width} × ${stored.height}`;
 }
@@ -358,6 +359,8 @@ function drawMeter(answer) {
     pieces.push(t("meter_looked", { n: Math.round(100 * Math.min(...looked)) }));
     count(LOOK_AGAIN);
   }
+  const [said, every] = answer.shown.reduce((sum, file) => [sum[0] + file.lines[0], sum[1] + file.lines[1]], [0, 0]);
+  if (every) pieces.push(said < every ? t("meter_some_lines", { n: number(said), all: number(every) }) : t("meter_lines", { n: number(said) }));
   pieces.push(t("meter", { tokens: short(answer.tokens), context: short(answer.context) }));
   if (answer.positions) pieces.push(t("meter_positions", { n: short(answer.positions) }));
   if (answer.memory_bytes && answer.memory_free) pieces.push(t("meter_memory", { needed: (answer.memory_bytes / 2 ** 30).toFixed(1), free: (answer.memory_free / 2 ** 30).toFixed(1) }));

@@ -51,7 +51,7 @@ function closeAll() {
 }
 
 function draw() {
-  const files = Object.values(state.thread.files);
+  const files = viewable();
   document.body.classList.toggle("qv-has-evidence", files.length > 0);
   if (!files.length) {
     fill(tabs);
@@ -60,21 +60,30 @@ function draw() {
     return;
   }
   const asked = state.thread.turns.filter((turn) => turn.files.length).pop();
-  const newest = asked && asked.id !== attached ? asked.files[0] : null; // files of a new message come to the front
+  const newest = asked && asked.id !== attached ? asked.files.find((file) => file.kind !== "subtitles") : null; // files of a new message come to the front
   attached = asked?.id;
   if (newest || !state.thread.files[current]) show(newest || files[files.length - 1]);
+  for (const [id, viewer] of viewers) if (state.thread.files[id]) viewer.refresh?.(state.thread.files[id]);
   drawTabs();
   collect();
 }
 
+/** Subtitle files are seen in the player of their video. */
+const viewable = () => Object.values(state.thread.files).filter((file) => file.kind !== "subtitles");
+
 function drawTabs() {
-  fill(tabs, Object.values(state.thread.files).map((file) => h("button.qv-tab", {
+  fill(tabs, viewable().map((file) => h("button.qv-tab", {
     type: "button", role: "tab", "aria-selected": String(file.id === current), title: file.name, onclick: () => show(file),
   }, icon(file.kind === "video" ? "film" : file.kind === "document" ? "page" : "image", 15), h("span", {}, file.name))));
 }
 
 function show(file, link) {
   const known = state.thread.files[file.id] || file;
+  if (known.kind === "subtitles") {
+    const video = viewable().find((each) => each.subtitles?.some((words) => words.id === known.id));
+    if (video) show(video);
+    return;
+  }
   if (!state.thread.files[file.id]) return; // a file of a message that is not accepted yet
   if (current !== known.id) viewers.get(current)?.pause?.();
   current = known.id;

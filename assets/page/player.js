@@ -2,6 +2,7 @@
 
 import { clock, fill, h, icon, t } from "./dom.js";
 import { address } from "./session.js";
+import { tracks } from "./tracks.js";
 
 const EPSILON = 0.001; // seconds: a seek to a frame's exact time may land on the frame before
 
@@ -18,10 +19,12 @@ export function player(file) {
   const head = h("span.qv-playhead");
   const marksBox = h("div.qv-marks");
   const line = h("div.qv-line", { onclick: (event) => { const place = line.getBoundingClientRect(); seek(file.start + ((event.clientX - place.left) / place.width) * file.duration); } }, h("span.qv-rail"), marksBox, head);
+  const words = tracks(file, video, seek);
+  line.insertBefore(words.ticks, marksBox);
   const times = h("div.qv-times", {}, h("span", {}, clock(file.start)), h("span", {}, clock(file.start + file.duration)));
   const strip = h("div.qv-strip");
   const stripHead = h("h2");
-  const element = h("div.qv-player", {}, screen, making, line, times, stripHead, strip);
+  const element = h("div.qv-player", {}, screen, making, line, times, words.element, stripHead, strip);
 
   let target = null; // seconds wanted before the player knows its file
   let playable = false;
@@ -35,6 +38,7 @@ export function player(file) {
   video.addEventListener("seeking", follow);
   for (const name of ["loadeddata", "seeked"]) video.addEventListener(name, () => { if (playable && target === null && !video.seeking) still.hidden = true; });
   video.addEventListener("error", () => { if (video.src) { playable = false; say(t("no_play")); showStill(target ?? Math.max(file.start, video.currentTime)); } });
+  words.refresh(file);
   drawStrip(momentsOf(file));
   load();
 
@@ -107,6 +111,7 @@ export function player(file) {
     if (marked && target === null && !video.seeking && Math.abs(now - marked.t) > 0.5) drawMark(null);
     head.style.left = `${(100 * (now - file.start)) / file.duration}%`;
     const nearest = nearestTo(now);
+    words.follow(now);
     for (const moment of moments) moment.element.classList.toggle("qv-near", moment === nearest);
   }
 
@@ -144,6 +149,7 @@ export function player(file) {
     },
     refresh(known) {
       file = known;
+      words.refresh(known);
       if (strip.dataset.key !== momentsOf(known).join()) drawStrip(momentsOf(known));
     },
     pause() { video.pause(); },

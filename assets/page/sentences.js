@@ -184,6 +184,13 @@ export const SENTENCES = {
   "The copy to play could not be written: {}. Free some space on the disk.": "无法写入用于播放的副本：{1}。请释放一些磁盘空间。",
   "No playable copy could be made of this video.": "无法为这个视频生成可播放的副本。",
 
+  // media: subtitles
+  "This subtitle file is larger than {} MB; cut it into parts.": "这个字幕文件大于 {1} MB；请拆分后上传。",
+  "This subtitle file cannot be read; save it again as SRT or WebVTT in UTF-8.": "无法读取这个字幕文件；请重新保存为 UTF-8 编码的 SRT 或 WebVTT。",
+  "This subtitle file has no lines in it; choose another one.": "这个字幕文件中没有字幕；请换一个文件。",
+  "This subtitle file has more than {} lines; cut it into parts.": "这个字幕文件超过 {1} 行；请拆分后上传。",
+  "There are no such subtitles.": "没有这个字幕。",
+
   // media: PDFs
   "This PDF has no page {}; it has {}.": "这份 PDF 没有第 {1} 页；它共 {2} 页。",
   "This PDF is larger than {} MB; split it and upload the parts.": "这份 PDF 大于 {1} MB；请拆分后分别上传。",

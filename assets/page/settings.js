@@ -73,6 +73,7 @@ function draw() {
     h("fieldset", {}, h("legend", { t: "settings_video" }),
       number_("fps", "", { least: 0.01, most: 30, step: "any" }),
       number_("most_moments", "", { least: 1 }),
+      h("label.qv-field.qv-check-field", {}, h("input", { type: "checkbox", id: "qv-subtitles", checked: state.options.subtitles !== false, onchange: (event) => set("subtitles", event.target.checked ? null : false) }), h("span", { t: "read_subtitles" })),
       h("div.qv-field", {}, h("span.qv-field-name", { t: "span" }), h("div.qv-pair", {}, time("start", "span_from"), time("end", "span_to"))),
       h("label.qv-field", {}, h("span.qv-field-name", { t: "pages" }), text("pages", "pages_hint"))),
     h("fieldset", {}, h("legend", { t: "settings_system" }),

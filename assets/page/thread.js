@@ -106,16 +106,17 @@ function attachments(files) {
   return h("div.qv-files", {}, files.map((file) => {
     const picture = preview(file, 240);
     return h("button.qv-file", { type: "button", title: file.name, onclick: () => emit("open", { file }) },
-      picture || h("span.qv-file-icon", {}, icon(file.kind === "video" ? "film" : file.kind === "document" ? "page" : "image", 22)),
+      picture || h("span.qv-file-icon", {}, icon({ video: "film", document: "page", subtitles: "words" }[file.kind] || "image", 22)),
       h("span.qv-file-name", {}, file.name),
       file.kind === "video" && file.duration > 0 && h("span.qv-file-note", {}, clock(Math.round(file.duration))),
+      file.kind === "subtitles" && h("span.qv-file-note", {}, t("lines", { n: file.lines })),
       file.kind === "document" && file.pages > 0 && h("span.qv-file-note", {}, t("meter_pages", { n: file.pages })));
   }));
 }
 
 /** A small picture of a file, or null while there is none. */
 export function preview(file, width) {
-  if (!file.id || file.missing) return null;
+  if (!file.id || file.missing || file.kind === "subtitles") return null;
   const path = file.kind === "video" ? `thumb/${file.id}/${middle(file)}.webp?width=${width}`
     : file.kind === "document" ? `page/${file.id}/1.webp?width=${width}` : `picture/${file.id}.webp?longest=${width}`;
   return h("img", { src: address(path), alt: "", loading: "lazy", decoding: "async", onerror: (event) => event.target.remove() });

@@ -86,7 +86,7 @@ class Attachments:
         stored = self._open(url, file_id, name)
         if kind is not None and stored.kind != kind:
             article = "an" if stored.kind == "image" else "a"
-            right = {"image": "image_url", "video": "video_url", "document": "file"}[stored.kind]
+            right = {"image": "image_url", "video": "video_url", "document": "file", "subtitles": "file"}[stored.kind]
             raise MediaError(f"This `{field}` holds {article} {stored.kind}. Send it as `{right}`.")
         return Attached(stored.media, stored.id, stored.name)
 

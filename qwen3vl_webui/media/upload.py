@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from qwen3vl_webui.errors import MediaError
-from qwen3vl_webui.media import document, image, sandbox
-from qwen3vl_webui.media.values import Clip, Document, Image
+from qwen3vl_webui.media import document, image, sandbox, subtitles
+from qwen3vl_webui.media.values import Clip, Document, Image, Subtitles
 
 HEAD = 8192  # bytes looked at to name what a file is
 READABLE = "upload a picture (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF), a video (MP4, MOV, MKV, WebM, ...) or a PDF"
@@ -37,7 +37,7 @@ PICTURE_MARKS = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 
 
-def open_upload(path: Path, digest: str | None = None) -> Image | Clip | Document:
+def open_upload(path: Path, digest: str | None = None) -> Image | Clip | Document | Subtitles:
     """The file as a value. Raises MediaError with one sentence that says what to do where it cannot be used."""
     from qwen3vl_webui.media import container, video
 
@@ -49,6 +49,8 @@ def open_upload(path: Path, digest: str | None = None) -> Image | Clip | Documen
             return Image(path, digest, width, height)
         case ("document", page_sizes):
             return Document(path, digest, document.checked_sizes(page_sizes))
+        case ("subtitles", (str(form), int(cues))):
+            return subtitles.open_subtitles(path, digest, form, cues)
         case _:
             sandbox.check(isinstance(judged, tuple) and judged[:1] == ("video",))
     try:
@@ -82,6 +84,9 @@ def judge(file: BinaryIO) -> tuple[str, Any]:
         return "image", picture
     if has_pdf_header(file):
         return "document", document.probe_pdf(file)
+    spoken = subtitles.judge(file, head, size)
+    if spoken is not None:
+        return "subtitles", spoken
     refuse_foreign(head)
     if head.startswith(PICTURE_MARKS) or head[4:12] in (b"ftypavif", b"ftypavis"):
         raise MediaError(image.CUT_OFF)

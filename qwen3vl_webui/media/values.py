@@ -90,7 +90,26 @@ class Clip:
         return replace(self, start=start, end=end)
 
 
-Media = Image | Document | Clip
+@dataclass(frozen=True)
+class Subtitles:
+    """A subtitle file beside a video, unread: `form` is srt, vtt, ass or microdvd, `cues` how many lines it has."""
+
+    path: Path
+    digest: str
+    form: str
+    cues: int
+
+
+@dataclass(frozen=True)
+class Cue:
+    """Words that are said, or shown, from `start` to `end` seconds."""
+
+    start: float
+    end: float
+    text: str
+
+
+Media = Image | Document | Clip | Subtitles
 
 
 @dataclass(frozen=True)
@@ -106,13 +125,15 @@ class FramePlan:
     """A clip as the model will see it: the only place that computes the labels the model reads.
 
     `patches` holds, per temporal patch, the presentation seconds of its two frames: the same second twice for a
-    still moment, or neighbours at most 1 s apart. `width` and `height` are multiples of 32.
+    still moment, or neighbours at most 1 s apart. `width` and `height` are multiples of 32. `captions`, where there are
+    some, are texts that stand before each label: what was said since the moment before.
     """
 
     clip: Clip
     patches: tuple[tuple[float, float], ...]
     width: int
     height: int
+    captions: tuple[str, ...] = ()
 
     @property
     def stamps(self) -> tuple[float, ...]:
@@ -121,8 +142,9 @@ class FramePlan:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The text before each temporal patch, such as `<12.5 seconds>`."""
-        return tuple(f"<{stamp:.1f} seconds>" for stamp in self.stamps)
+        """The text before each temporal patch, such as `<12.5 seconds>`, behind its caption."""
+        captions = self.captions or ("",) * len(self.patches)
+        return tuple(f"{caption}<{stamp:.1f} seconds>" for caption, stamp in zip(captions, self.stamps, strict=True))
 
     @property
     def seconds(self) -> Iterator[float]:

@@ -24,6 +24,7 @@ def sources_of(files: Iterable[dict[str, Any]]) -> Sources:
                 file.get("height", 0),
             )
             for file in files
+            if file["kind"] != "subtitles"
         )
     )
 

@@ -49,7 +49,7 @@ def _checked(key: str, value: Any) -> Any:
         if not isinstance(value, str) or len(value) > TEXTS[key]:
             raise Unsupported(f"The setting {key} is a text of at most {TEXTS[key]:,} characters.", param=key)
         return value
-    if key == "whole":
+    if key in {"whole", "subtitles"}:
         return value is True
     if key == "moments":
         return _moments(value)

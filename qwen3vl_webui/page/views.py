@@ -8,8 +8,9 @@ from typing import Any
 from qwen3vl_webui.conversation import Attachment, Conversation, Turn
 from qwen3vl_webui.engine.contract import Engine, ModelInfo, SamplingParams
 from qwen3vl_webui.errors import UserError
+from qwen3vl_webui.focus import video_of
 from qwen3vl_webui.jobs import Progress
-from qwen3vl_webui.media.values import Clip, Document, FramePlan, Image, Media
+from qwen3vl_webui.media.values import Clip, Document, FramePlan, Image, Media, Subtitles
 from qwen3vl_webui.prompt import Prompt
 from qwen3vl_webui.settings import DEMO_MODEL, Settings
 
@@ -64,6 +65,11 @@ def view_files(path: tuple[Turn, ...], media: MediaOf) -> dict[str, Any]:
                     add_plan(files[by_digest[digest]], turn, part)
                 case Image(digest=digest, page=int(page)) if digest in by_digest:
                     files[by_digest[digest]].setdefault("read", []).append(page)
+    videos = [file for file in files.values() if file["kind"] == "video"]
+    for file in files.values():
+        index = video_of(file["name"], [video["name"] for video in videos]) if file["kind"] == "subtitles" else None
+        if index is not None:
+            videos[index].setdefault("subtitles", []).append({"id": file["id"], "name": file["name"]})
     return files
 
 
@@ -93,6 +99,8 @@ def view_file(attachment: Attachment, media: MediaOf) -> dict[str, Any]:
             return {**view, "pages": found.pages, "sizes": [[round(w), round(h)] for w, h in found.page_sizes[:2000]]}
         case Image():
             return {**view, "width": found.width, "height": found.height}
+        case Subtitles():
+            return {**view, "lines": found.cues}
 
 
 def view_progress(progress: Progress) -> dict[str, Any]:
@@ -133,6 +141,7 @@ def view_price(prompt: Prompt) -> dict[str, Any]:
                 "pages": len(file.pages),
                 "looked": None if file.looked is None else round(file.looked, 2),
                 "span": file.span,
+                "lines": file.lines,
             }
             for file in prompt.shown
         ],

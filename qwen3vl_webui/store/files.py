@@ -36,7 +36,7 @@ class Stored:
 
     @property
     def kind(self) -> str:
-        """image, video or document."""
+        """image, video, document or subtitles."""
         return kind_of(self.media)
 
     @property

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from qwen3vl_webui.conversation import Attachment, Turn
-from qwen3vl_webui.media.values import Clip, Document, FramePlan, Image, Media, Part
+from qwen3vl_webui.media.values import Clip, Document, FramePlan, Image, Media, Part, Subtitles
 
 PathOf = Callable[[str], Path]  # of a file's digest
 
 
 def media_record(media: Media) -> dict[str, Any]:
-    """Every field but the path, and `kind`: image, video or document, as attachments call it."""
+    """Every field but the path, and `kind`: image, video, document or subtitles, as attachments call it."""
     fields = {field.name: getattr(media, field.name) for field in dataclasses.fields(media) if field.name != "path"}
     return {"kind": kind_of(media), **fields}
 
@@ -28,6 +28,8 @@ def kind_of(media: Media) -> Any:
             return "video"
         case Document():
             return "document"
+        case Subtitles():
+            return "subtitles"
     assert_never(media)
 
 
@@ -43,6 +45,8 @@ def media_from(record: dict[str, Any], path_of: PathOf) -> Media:
         case "document":
             fields["page_sizes"] = tuple((width, height) for width, height in fields["page_sizes"])
             return Document(path=path, **fields)
+        case "subtitles":
+            return Subtitles(path=path, **fields)
     raise ValueError(f"the store holds an unknown kind of media: {record['kind']}")
 
 
@@ -59,6 +63,7 @@ def part_record(part: Part) -> Any:
                 "patches": part.patches,
                 "width": part.width,
                 "height": part.height,
+                "captions": part.captions,
             }
     assert_never(part)
 
@@ -73,7 +78,7 @@ def part_from(record: Any, path_of: PathOf) -> Part:
     clip = media_from(record["clip"], path_of)
     assert isinstance(clip, Clip)
     patches = tuple((first, second) for first, second in record["patches"])
-    return FramePlan(clip, patches, record["width"], record["height"])
+    return FramePlan(clip, patches, record["width"], record["height"], tuple(record.get("captions", ())))
 
 
 def turn_record(turn: Turn) -> str:

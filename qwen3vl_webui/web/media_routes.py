@@ -23,7 +23,8 @@ from qwen3vl_webui.media import storyboard
 from qwen3vl_webui.media.document import find_text, page_image
 from qwen3vl_webui.media.image import display_image
 from qwen3vl_webui.media.playback import how_to_play, thumbnail
-from qwen3vl_webui.media.values import Clip, Document, Image
+from qwen3vl_webui.media.subtitles import Inside, as_vtt, read_beside, read_inside
+from qwen3vl_webui.media.values import Clip, Document, Image, Subtitles
 from qwen3vl_webui.services import Services
 from qwen3vl_webui.store.store import Receiving, Stored
 from qwen3vl_webui.web.byte_ranges import FileRange, is_known
@@ -141,6 +142,41 @@ def media_routes(services: Services) -> APIRouter:
             "segments": [astuple(segment) for segment in segments],
         }
 
+    @router.get("/media/{file_id}/tracks")
+    async def tracks(request: Request, file_id: str) -> dict[str, Any]:
+        stored = await find_file(request, file_id)
+        clip = stored.media
+        if not isinstance(clip, Clip):
+            raise NotFound("This file is not a video.")
+        inside = await to_thread.run_sync(read_inside, clip)
+        return {
+            "tracks": [
+                {"language": track.language, "title": track.title, "default": track.default, "lines": len(track.cues)}
+                for track in inside.tracks
+            ],
+            "chapters": [{"t": each.start, "e": each.end, "title": each.title} for each in inside.chapters],
+            "pictures": inside.pictures,
+        }
+
+    @router.get("/media/{file_id}/tracks/{number}.vtt")
+    async def track(request: Request, file_id: str, number: int) -> Response:
+        stored = await find_file(request, file_id)
+        clip = stored.media
+        inside = await to_thread.run_sync(read_inside, clip) if isinstance(clip, Clip) else Inside()
+        if not 0 <= number < len(inside.tracks):
+            raise NotFound("There are no such subtitles.")
+        return Response(as_vtt(inside.tracks[number].cues), media_type="text/vtt")
+
+    @router.get("/media/{file_id}/beside/{subtitles_id}.vtt")
+    async def beside(request: Request, file_id: str, subtitles_id: str) -> Response:
+        """A subtitle file as the player of the video `file_id` shows it."""
+        clip = (await find_file(request, file_id)).media
+        subtitles = (await find_file(request, subtitles_id)).media
+        if not isinstance(clip, Clip) or not isinstance(subtitles, Subtitles):
+            raise NotFound("There are no such subtitles.")
+        cues = await to_thread.run_sync(read_beside, subtitles, clip.fps)
+        return Response(as_vtt(cues), media_type="text/vtt")
+
     @router.get("/thumb/{file_id}/{seconds}.webp")
     async def thumb(request: Request, file_id: str, seconds: float, width: ThumbWidth = 320) -> Response:
         stored = await find_file(request, file_id)
@@ -215,6 +251,7 @@ def described(stored: Stored) -> dict[str, Any]:
         "height": sized.height if sized else None,
         "duration": media.duration if isinstance(media, Clip) else None,
         "pages": media.pages if isinstance(media, Document) else None,
+        "lines": media.cues if isinstance(media, Subtitles) else None,
         "playable": how_to_play(media) == "as_is" if isinstance(media, Clip) else True,
     }
 
@@ -242,6 +279,8 @@ def type_of(stored: Stored) -> str:
             return next((VIDEO_TYPES[name] for name in container.split(",") if name in VIDEO_TYPES), "video/mp4")
         case Document():
             return "application/pdf"
+        case Subtitles():
+            return "application/octet-stream"
         case Image():
             with open(stored.path, "rb") as file:
                 return picture_type(file.read(16))

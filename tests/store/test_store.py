@@ -206,7 +206,7 @@ def test_a_tree_comes_back_as_it_was(tmp_path: Path) -> None:
 
 def test_parts_are_equal_after_json() -> None:
     clip = Clip(Path("/x"), "d", 0.0, 1e-7, 3, 4, "h264", "mov,mp4", 29.97, True)
-    for part in ("text", Image(Path("/x"), "d", 1, 2), FramePlan(clip, ((0.1, 0.2),), 32, 32)):
+    for part in ("text", Image(Path("/x"), "d", 1, 2), FramePlan(clip, ((0.1, 0.2),), 32, 32, ("said",))):
         assert part_from(part_record(part), lambda digest: Path("/x")) == part
 
 
