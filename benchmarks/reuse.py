@@ -37,8 +37,8 @@ QUESTIONS = ("What does the picture have to do with the text?", "And what happen
 WORDS = "The lecturer opens the computer at 47 seconds and shows page 3 of the document. "
 
 
-def build_checkpoint(folder: Path) -> Path:
-    """Random weights, scaled so that greedy answers are not one repeated token."""
+def build_checkpoint(folder: Path, *, scale: float = 4.0, **text: Any) -> Path:
+    """Random weights, scaled so that greedy answers are not one repeated token. `text` changes the text model."""
     from transformers import GenerationConfig, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
     tokenizer = train_tokenizer()
@@ -61,13 +61,14 @@ def build_checkpoint(folder: Path) -> Path:
                 "mrope_section": [12, 10, 10],
                 "mrope_interleaved": True,
             },
+            **text,
         },
         vision_config={
             "depth": 6,
             "hidden_size": 192,
             "intermediate_size": 512,
             "num_heads": 6,
-            "out_hidden_size": 384,
+            "out_hidden_size": text.get("hidden_size", 384),
             "num_position_embeddings": 2304,
             "deepstack_visual_indexes": [1, 2, 3],
         },
@@ -82,7 +83,7 @@ def build_checkpoint(folder: Path) -> Path:
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "layers." in name and weight.ndim >= 2:
-                weight.mul_(4)
+                weight.mul_(scale)
         model.model.language_model.norm.weight.mul_(6)
     eos = [ids("<|im_end|>"), ids("<|endoftext|>")]
     model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=ids("<|endoftext|>"))
