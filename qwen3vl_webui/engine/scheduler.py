@@ -35,6 +35,7 @@ CHUNK = {"cuda": 2048, "cpu": 512}  # most prompt tokens of one step
 LEAST_CHUNK = 64
 CHUNK_SECONDS = 1.0  # what a chunk may take when nobody else is being answered, so that stopping stays prompt
 SHARED_SECONDS = 0.25  # ... when others are: they wait for it at each token
+WRITING_SHARE = 1.0  # seconds of writing for each second of reading, while there is both
 AHEAD = 256  # positions whose cos and sin are computed at once while writing
 RESERVED = 1024  # tokens of answer that are given room before anything is read
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
@@ -203,7 +204,7 @@ class Scheduler:
             self._owed -= seconds
         else:
             before = any(writer.priority <= reader.priority for writer in writers)
-            self._owed = seconds if before else 0.0  # those who go first do not wait for others' tokens
+            self._owed = seconds * WRITING_SHARE if before else 0.0  # those who go first do not wait for others' tokens
         return True
 
     def _next_reader(self, writers: list[Running]) -> Running | None:

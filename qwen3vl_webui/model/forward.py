@@ -65,19 +65,43 @@ class Joined:
         return torch.cat([module(rows) for module in self.modules], -1)
 
 
+class RootMeanSquare:
+    """RMSNorm over the last axis, float32 inside. `weight` may have more axes in front of it.
+
+    On a CPU the library's own is eight small operations, which is much of what a token costs: four are enough.
+    """
+
+    def __init__(self, weight: torch.Tensor, epsilon: float) -> None:
+        self.weight, self.epsilon, self.size = weight.detach(), epsilon, weight.shape[-1]
+        self.scale = self.weight.float() * self.size**0.5
+        self.least = torch.tensor((self.size * epsilon) ** 0.5, device=weight.device)
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        if rows.dtype == torch.float32 and rows.device.type == "cpu":
+            length = torch.hypot(torch.linalg.vector_norm(rows, 2, -1, True), self.least)
+            return torch.div(rows, length).mul_(self.scale)
+        if self.weight.ndim == 1:
+            return functional.rms_norm(rows, (self.size,), self.weight, self.epsilon)
+        return functional.rms_norm(rows, (self.size,), eps=self.epsilon) * self.weight
+
+
+def norm_of(module: Any) -> RootMeanSquare:
+    return RootMeanSquare(module.weight, module.variance_epsilon)
+
+
 class Layer:
     """One decoder layer, its modules laid out for few calls."""
 
     def __init__(self, module: Any, heads: int, kv_heads: int, head_dim: int) -> None:
         attention, mlp = module.self_attn, module.mlp
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
-        self.norm = module.input_layernorm
+        self.norm = norm_of(module.input_layernorm)
         self.qkv = Joined([attention.q_proj, attention.k_proj, attention.v_proj])
         query_norm, key_norm = attention.q_norm.weight.detach(), attention.k_norm.weight.detach()
-        self.qk_norm = torch.cat((query_norm.expand(heads, -1), key_norm.expand(kv_heads, -1)))  # (H + K, d)
-        self.qk_eps = attention.q_norm.variance_epsilon
+        qk_norm = torch.cat((query_norm.expand(heads, -1), key_norm.expand(kv_heads, -1)))  # (H + K, d)
+        self.qk_norm = RootMeanSquare(qk_norm, attention.q_norm.variance_epsilon)
         self.out = attention.o_proj
-        self.mlp_norm = module.post_attention_layernorm
+        self.mlp_norm = norm_of(module.post_attention_layernorm)
         self.mlp = mlp
         self.gate_up = Joined([mlp.gate_proj, mlp.up_proj]) if hasattr(mlp, "gate_proj") else None
 
@@ -87,7 +111,7 @@ class Layer:
         count, heads, kv_heads = rows.shape[0], self.heads, self.kv_heads
         qkv = self.qkv(rows).view(count, heads + 2 * kv_heads, self.head_dim)
         qk, value = qkv.split((heads + kv_heads, kv_heads), 1)
-        qk = functional.rms_norm(qk, (self.head_dim,), eps=self.qk_eps) * self.qk_norm
+        qk = self.qk_norm(qk)
         qk = torch.addcmul(qk * cos, qk.roll(self.head_dim // 2, -1), sin)
         query, key = qk.split((heads, kv_heads), 1)  # (N, H, d), (N, K, d)
         query = query.transpose(0, 1)[None]  # (1, H, N, d)
@@ -106,11 +130,6 @@ class Layer:
         return self.mlp.down_proj(self.mlp.act_fn(gate) * up)
 
 
-def normalize(norm: Any, rows: torch.Tensor) -> torch.Tensor:
-    """RMSNorm in one kernel, float32 inside."""
-    return functional.rms_norm(rows, (rows.shape[-1],), norm.weight, norm.variance_epsilon)
-
-
 class TextModel:
     """`network` is a stock Qwen3-VL (dense or mixture of experts) in eval mode."""
 
@@ -122,7 +141,7 @@ class TextModel:
         self.layers = [
             Layer(module, config.num_attention_heads, config.num_key_value_heads, head_dim) for module in text.layers
         ]
-        self.norm = text.norm
+        self.norm = norm_of(text.norm)
         self.lm_head = network.lm_head
         self.head_dim = head_dim
 
@@ -144,12 +163,12 @@ class TextModel:
         cos = cos[:, None]  # (N, 1, d)
         sin = torch.cat((-sin[:, :half], sin[:, half:]), -1)[:, None]  # rotate_half's sign, so that a roll is enough
         for index, layer in enumerate(self.layers):
-            rows = rows + layer.attention(normalize(layer.norm, rows), cos, sin, cache, index, runs)
-            rows = rows + layer.feed_forward(normalize(layer.mlp_norm, rows))
+            rows = rows + layer.attention(layer.norm(rows), cos, sin, cache, index, runs)
+            rows = rows + layer.feed_forward(layer.mlp_norm(rows))
             if deepstack is not None and index < len(deepstack.features):
                 rows.index_add_(0, deepstack.rows, deepstack.features[index])
         return rows
 
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
         """float32 (n, vocabulary) of the hidden states `forward` returned; give only the rows that are needed."""
-        return self.lm_head(normalize(self.norm, rows)).float()
+        return self.lm_head(self.norm(rows)).float()

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText
 
 from qwen3vl_webui.model.cache import KVCache
-from qwen3vl_webui.model.forward import DeepStack, Joined, Run, TextModel, normalize
+from qwen3vl_webui.model.forward import DeepStack, Joined, RootMeanSquare, Run, TextModel
 from qwen3vl_webui.model.rope import Rope, native
 from tests.tiny import tiny_checkpoint
 
@@ -70,7 +70,7 @@ class Case:
             hidden.append(self.text.forward(rows, self.rope.cos_sin(positions), self.cache, [run], stack))
             slot.keys.extend(self.ids[start : start + count].tolist())
             start += count
-        return normalize(self.text.norm, torch.cat(hidden))
+        return self.text.norm(torch.cat(hidden))
 
 
 @pytest.mark.parametrize("variant", [{}, {"tied": False}, {"experts": 4}], ids=str)
@@ -102,7 +102,7 @@ def test_rows_of_several_conversations_go_through_together() -> None:
         runs,
     )
     expected = torch.cat([case.expected[run.start : run.start + run.count] for run in runs])
-    torch.testing.assert_close(normalize(case.text.norm, hidden), expected, atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(case.text.norm(hidden), expected, atol=2e-4, rtol=1e-4)
 
 
 def test_logits_are_those_of_the_stock_head() -> None:
@@ -138,3 +138,15 @@ def test_layers_that_are_not_plain_are_called_one_by_one() -> None:
     rows = torch.randn(3, 8)
     assert joined.weight is None
     torch.testing.assert_close(joined(rows), torch.cat([module(rows) for module in modules], -1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1e-5, 1.0, 1e4])
+def test_the_norm_in_four_operations_is_the_librarys(dtype: torch.dtype, scale: float) -> None:
+    torch.manual_seed(0)
+    rows, weight = (torch.randn(5, 3, 64) * scale).to(dtype), torch.rand(64).to(dtype)
+    expected = torch.nn.functional.rms_norm(rows, (64,), weight, 1e-6)
+    torch.testing.assert_close(RootMeanSquare(weight, 1e-6)(rows), expected)
+    per_head = torch.rand(3, 64).to(dtype)
+    expected = torch.nn.functional.rms_norm(rows, (64,), eps=1e-6) * per_head
+    torch.testing.assert_close(RootMeanSquare(per_head, 1e-6)(rows), expected)
