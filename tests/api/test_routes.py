@@ -230,7 +230,9 @@ def test_a_span_in_words_and_subtitles_beside_the_video(door: Door, made: Path) 
     words = base64.b64encode(clips.srt([(0.5, 1.0, "said")]).encode()).decode()
     video = {"type": "video_url", "video_url": {"url": data_url(made / "film.mp4", "video/mp4")}}
     subtitles = {"filename": "a.srt", "file_data": f"data:text/plain;base64,{words}"}
-    door.ask([video, {"type": "file", "file": subtitles}, {"type": "text", "text": "What is in the first two seconds?"}])
+    door.ask(
+        [video, {"type": "file", "file": subtitles}, {"type": "text", "text": "What is in the first two seconds?"}]
+    )
     [plan] = [part for part in door.engine.requests[0].messages[-1].parts if isinstance(part, FramePlan)]
     assert plan.clip.end == 2.0
     assert "[0.5-1.0] said" in "".join(
