@@ -23,11 +23,12 @@ JOBS_PER_OWNER = 8  # running and waiting
 
 
 class Prefill(NamedTuple):
-    """`done` of `total` prompt tokens are read; `waiting` requests stand before this one."""
+    """`done` of `total` prompt tokens are read; `waiting` requests stand before this one; `seconds_left` is a guess."""
 
     done: int = 0
     total: int = 0
     waiting: int = 0
+    seconds_left: float | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class Job:
             for event in events:
                 match event:
                     case PrefillEvent():
-                        self._news(prefill=Prefill(event.done, event.total, event.waiting))
+                        self._news(prefill=Prefill(event.done, event.total, event.waiting, event.seconds_left))
                     case TokenEvent():
                         self._token(event)
                     case FinishEvent():

@@ -106,6 +106,7 @@ class ScriptedEngine:
         endless: bool = False,
         gate: Gate | None = None,
         note: str = "",
+        seconds_left: float | None = None,
         pace: float = 0.0,
         refuse: UserError | None = None,
         fail: UserError | None = None,
@@ -117,6 +118,7 @@ class ScriptedEngine:
         self.thinking = thinking
         self.endless = endless
         self.gate = gate or Gate()
+        self.seconds_left = seconds_left  # what a request held in prefill tells
         self.note = note  # what the FinishEvent tells the person
         self.pace = pace  # seconds between tokens; for looking at the page by eye, not for tests
         self.refuse = refuse
@@ -207,7 +209,8 @@ class ScriptedEngine:
         reused = self._reused(request)
         yield PrefillEvent(reused, total)
         if self.gate.prefill:
-            yield from self._hold(request, PrefillEvent((reused + total) // 2, total))
+            half = PrefillEvent((reused + total) // 2, total, seconds_left=self.seconds_left)
+            yield from self._hold(request, half)
         yield PrefillEvent(total, total)
         self._read[request.conversation] = request.messages
 

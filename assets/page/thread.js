@@ -244,7 +244,8 @@ function answer(turn) {
     else {
       const share = Math.min(1, prefill.done / prefill.total);
       fill(progress, h("span.qv-pulse"), t("reading", { done: number(prefill.done), total: number(prefill.total) }),
-        h("span.qv-bar", { role: "progressbar", "aria-valuenow": Math.round(100 * share) }, h("span", { style: { width: `${100 * share}%` } })));
+        h("span.qv-bar", { role: "progressbar", "aria-valuenow": Math.round(100 * share) }, h("span", { style: { width: `${100 * share}%` } })),
+        prefill.seconds_left >= 2 && h("span", {}, timeLeft(prefill.seconds_left)));
     }
   };
 
@@ -263,6 +264,8 @@ function answer(turn) {
 
   return { row, update(next, isLast) { now = next; draw(isLast); } };
 }
+
+const timeLeft = (seconds) => (seconds < 90 ? t("seconds_left", { n: Math.round(seconds) }) : t("minutes_left", { n: Math.round(seconds / 60) }));
 
 function statisticsOf(statistics) {
   const { completion_tokens: tokens, prompt_tokens: prompt, reused_tokens: reused, decode, prefill, queued } = statistics;

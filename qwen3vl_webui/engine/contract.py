@@ -67,11 +67,15 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class PrefillEvent:
-    """`done` of `total` prompt tokens are read; `waiting` requests stand before this one (0: it is being read)."""
+    """`done` of `total` prompt tokens are read; `waiting` requests stand before this one (0: it is being read).
+
+    `seconds_left` until the prompt is read is an estimate from the speed so far; None before there is one.
+    """
 
     done: int
     total: int
     waiting: int = 0
+    seconds_left: float | None = None
 
 
 @dataclass(frozen=True)

@@ -314,7 +314,7 @@ class Scheduler:
         rate = (chunk.end - chunk.start) / max(seconds, 1e-6)
         if chunk.end - chunk.start >= LEAST_CHUNK or self._rate is None:
             self._rate = rate if self._rate is None else 0.5 * (self._rate + rate)
-        reader.work.tell(PrefillEvent(chunk.end, reader.work.total))
+        reader.work.tell(PrefillEvent(chunk.end, reader.work.total, seconds_left=reader.reading.seconds_left))
         if chunk.end == reader.work.total:
             reader.reading.close()
             reader.reading = None

@@ -6,6 +6,7 @@ Decoders and the vision tower run beside the text model, so that a video that is
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
@@ -18,6 +19,7 @@ from qwen3vl_webui.model.forward import DeepStack
 from qwen3vl_webui.model.inputs import Inputs, VisualSpan
 
 AHEAD = 4096  # prompt tokens whose features may be made before they are read; above the largest chunk
+PACE_SHARE = 0.3  # of the newest chunk in the pace
 
 Made = Generator[tuple[VisualSpan, torch.Tensor], None, None]
 MakeFeatures = Callable[[Sequence[VisualSpan], Callable[[], None]], Made]
@@ -131,6 +133,8 @@ class PromptReading:
         self.at = reused
         self._embed, self._make, self._news, self._device = embed, make, news, device
         self._features: FeatureThread | None = None
+        self._pace: float | None = None  # seconds a token
+        self._marked = time.monotonic()  # when the last chunk was read
         self.restart()
 
     @property
@@ -164,7 +168,16 @@ class PromptReading:
         positions = torch.from_numpy(self.inputs.positions[:, start:end]).to(self._device)
         return Chunk(start, end, rows, positions, self.inputs.keys[start:end], place(rows, held, start, end))
 
+    @property
+    def seconds_left(self) -> float | None:
+        """As the last chunks went, with whatever else was done between them."""
+        return None if self._pace is None else self._pace * self.left
+
     def advance(self, end: int) -> None:
+        now = time.monotonic()
+        pace = (now - self._marked) / max(1, end - self.at)
+        self._pace = pace if self._pace is None else self._pace + PACE_SHARE * (pace - self._pace)
+        self._marked = now
         self.at = end
         if self._features is not None:
             self._features.let_go(end)

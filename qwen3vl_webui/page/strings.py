@@ -153,6 +153,8 @@ WORDS: dict[str, tuple[str, str]] = {
     "preparing": ("Preparing…", "准备中…"),
     "waiting": ("Waiting: {n} before you", "排队中：前面还有 {n} 个"),
     "reading": ("Reading {done} / {total} tokens", "正在读取 {done} / {total} tokens"),
+    "seconds_left": ("about {n} s left", "大约还需 {n} 秒"),
+    "minutes_left": ("about {n} min left", "大约还需 {n} 分钟"),
     "stopped": ("Stopped.", "已停止。"),
     "stopped_empty": ("Stopped before the answer began.", "在回答开始前已停止。"),
     "failed": ("The answer failed.", "回答失败。"),

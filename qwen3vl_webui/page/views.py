@@ -112,6 +112,7 @@ def view_progress(progress: Progress) -> dict[str, Any]:
             "done": progress.prefill.done,
             "total": progress.prefill.total,
             "waiting": progress.prefill.waiting,
+            "seconds_left": None if progress.prefill.seconds_left is None else round(progress.prefill.seconds_left, 1),
         },
         "note": progress.note,
         "statistics": progress.statistics,

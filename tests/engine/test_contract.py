@@ -139,6 +139,7 @@ def test_prefill_counts_up_to_the_planned_tokens(subject: Subject) -> None:
     assert {event.total for event in reads} == {planned.tokens}
     assert [event.done for event in reads] == sorted(event.done for event in reads)
     assert reads[-1].done == planned.tokens
+    assert all(event.seconds_left is None or event.seconds_left >= 0 for event in reads)
     assert finish_of(events).prompt_tokens == planned.tokens
 
 

@@ -145,6 +145,16 @@ def test_the_more_urgent_prompt_is_read_first_and_equals_take_turns(open_engine:
     assert first["two"] < last["one"] and first["one"] < last["two"]
 
 
+def test_the_time_left_is_estimated_from_the_speed_so_far(open_engine: Open) -> None:
+    events = list(open_engine().generate(ask("word " * 600)))
+    reads = [event for event in events if isinstance(event, PrefillEvent)]
+    told = [event for event in reads if event.done]
+    assert [event.seconds_left for event in reads if not event.done] == [None] * (len(reads) - len(told))
+    assert all(event.seconds_left > 0 for event in told[:-1] if event.seconds_left is not None)
+    assert told[0].seconds_left is not None and told[0].seconds_left < 100
+    assert told[-1].seconds_left == 0
+
+
 def test_a_slow_picture_holds_up_nobody(open_engine: Open) -> None:
     reached, release = threading.Event(), threading.Event()
 

@@ -251,6 +251,21 @@ def test_stop_in_prefill_and_in_decode(visit, house):
     assert here.answer().startswith("la la")  # what was said stays
 
 
+def test_the_time_a_long_prompt_still_takes_is_shown(visit, house):
+    house.engine.gate, house.engine.seconds_left = Gate(prefill=True), 42.4
+    english, chinese = visit(), visit(locale="zh-CN")
+    english.ask("One.")
+    english.page.wait_for_selector(".qv-progress:has-text('about 42 s left')", timeout=30_000)
+    english.page.click("#qv-send")
+    english.settled()
+    house.engine.gate.hold_again()
+    house.engine.seconds_left = 400.0
+    chinese.ask("二。")
+    chinese.page.wait_for_selector(".qv-progress:has-text('大约还需 7 分钟')", timeout=30_000)
+    house.engine.gate.release()
+    chinese.settled()
+
+
 def test_the_place_in_the_queue_is_shown(visit, house):
     house.engine.gate = Gate(prefill=True)
     first, second = visit(), visit()
