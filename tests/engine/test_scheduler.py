@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -43,6 +44,7 @@ class Steps:
 
     engine: LocalEngine
     before: Callable[[Sequence[Run]], None] = lambda runs: None
+    patient: bool = False  # a step waits until the pictures of all prompts are encoded, however slow that is today
     go: threading.Event = field(default_factory=threading.Event)
     seen: list[list[tuple[str, int]]] = field(default_factory=list)  # (conversation, rows) of each run of each step
 
@@ -52,11 +54,20 @@ class Steps:
 
         def watched(rows: torch.Tensor, cos_sin: Any, cache: Any, runs: Sequence[Run], deepstack: Any) -> torch.Tensor:
             assert self.go.wait(20)
+            if self.patient:
+                self.wait_for_pictures()
             self.seen.append([(run.slot.conversation, run.count) for run in runs])
             self.before(runs)
             return forward(rows, cos_sin, cache, runs, deepstack)
 
         text.forward = watched  # type: ignore[method-assign]
+
+    def wait_for_pictures(self) -> None:
+        until = time.monotonic() + 20
+        readings = [running.reading for running in self.engine._scheduler._running]
+        while not all(reading is None or reading.ready(reading.left) for reading in readings):
+            assert time.monotonic() < until
+            time.sleep(0.002)
 
     def together(self, *requests: GenerationRequest) -> list[Consumer]:
         """All of them are in the queue before the first step is done."""
@@ -79,7 +90,7 @@ def test_four_mixed_requests_written_together_equal_stock_generate_each(
         ask(video("film", 5), "When does he open the computer?", conversation="video"),
         ask(picture("a"), video("film", 3), "compare", picture("b", 320, 256), conversation="mixed"),
     ]
-    steps = Steps(engine)
+    steps = Steps(engine, patient=True)
     for consumer in steps.together(*requests):
         assert finish_of(consumer.whole()).completion_tokens
     for request in requests:
