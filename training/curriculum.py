@@ -72,6 +72,25 @@ SECOND = replace(
 )
 THIRD = replace(
     SECOND,
+    asked=(
+        ("name", 3),
+        ("is", 0.7),
+        ("colour", 0.7),
+        ("shape", 0.5),
+        ("count", 3),
+        ("where", 5),
+        ("absent", 1.5),
+        ("refuse", 0.2),
+    ),
+    asked_of_clips=(
+        ("when", 6),
+        ("what_at", 5),
+        ("all_times", 2),
+        ("span", 2),
+        ("timeline", 1),
+        ("absent", 1.5),
+        ("refuse", 0.2),
+    ),
     kinds=shares(picture=3, text=1.5, pictures=0.7, video=4, document=1.3, nothing=0.05),
     moments=(4, 32),
     pages=(3, 12),

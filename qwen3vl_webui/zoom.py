@@ -1,0 +1,209 @@
+"""Zoom in time: a first reading of the whole film names the moments, a second one looks closer there and answers.
+
+A long film is shown a moment every few seconds, so a time read off it is no finer than that. For questions that want
+a time, every occurrence, or exact words, the neighbourhood of each time the first answer names is read again, up to
+eight frames a second and at a higher size, for the same number of tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+
+from qwen3vl_webui.engine.contract import (
+    Engine,
+    Event,
+    FinishEvent,
+    GenerationRequest,
+    Message,
+    Timings,
+    TokenEvent,
+)
+from qwen3vl_webui.errors import UserError
+from qwen3vl_webui.media.sampling import plan_frames
+from qwen3vl_webui.media.values import Clip, FramePlan
+from qwen3vl_webui.media.video import read_times
+from qwen3vl_webui.times import find_times
+
+NEAR_ENOUGH = 1.0  # seconds between moments below which a second look finds nothing new
+MOST_SPANS = 8
+MOST_MOMENTS = 96  # of the second reading, all spans together
+FINEST = 8.0  # frames a second
+LABEL_TOKENS = 16  # around each moment, as in prompt.py
+MARGIN = 0.2  # seconds on both sides of a span
+
+_WANTS = re.compile(
+    r"\bwhen\b|\bwhat (?:time|second|moment|point)|\bwhich (?:time|second|moment|point)|\bat what\b|\btime ?stamps?\b"
+    r"|\btimes\b|\boccurrences?\b|\b(?:every|each|all the?) (?:time|moment|instance|scene|appearance)|\bhow often\b"
+    r"|\bexact(?:ly)?\b|\bprecise(?:ly)?\b|\bmoments? (?:when|where|that)\b"
+    r"|什么时[候间]|何时|几时|哪[一]?[秒刻]|第?几秒|几分几?秒?|时间[点戳]|哪些时[候间刻]|每[一]?次|[所全]有.{0,6}[次刻]|多少次|几次|确切|准确|具体",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Closer:
+    """The second reading begins: these spans, in seconds."""
+
+    spans: tuple[tuple[float, float], ...]
+
+
+def wants_closer(question: str) -> bool:
+    """Whether a question asks for what a closer look can give: a time, every occurrence, exact words."""
+    return bool(_WANTS.search(question))
+
+
+def look_closer(engine: Engine, request: GenerationRequest) -> Generator[Event | Closer, None, None]:
+    """The events of one answer, with a `Closer` between the readings where there were two.
+
+    Keeps the contract of `Engine.generate`. One reading is all when the question wants none, the film is short enough
+    to be seen whole, the first answer names no time, or the second reading does not fit.
+    """
+    plan = last_film(request)
+    if plan is None or not wants_closer(question_of(request)) or widest_gap(plan) <= NEAR_ENOUGH:
+        yield from engine.generate(request)
+        return
+    pieces: list[TokenEvent] = []
+    finish: FinishEvent | None = None
+    with closing(engine.generate(request)) as events:
+        for event in events:
+            match event:
+                case TokenEvent():
+                    pieces.append(event)
+                    yield TokenEvent("", event.thinking)  # whoever follows can stop here
+                case FinishEvent():
+                    finish = event
+                case _:
+                    yield event
+    assert finish is not None
+    first = "".join(piece.text for piece in pieces if not piece.thinking)
+    spans = spans_of(first, plan)
+    second = second_request(engine, request, plan, spans) if spans else None
+    if second is not None:
+        yield Closer(spans)
+        last = yield from _second_answer(engine, second)
+        if last is not None:
+            yield replace(last, timings=_together(finish.timings, last.timings))
+            return
+    yield from pieces
+    yield finish
+
+
+def _second_answer(engine: Engine, request: GenerationRequest) -> Generator[Event | Closer, None, FinishEvent | None]:
+    """The second reading's answer, held back until it names a time; None when it names none, and then nothing of it
+    was told: the first reading saw more of the film."""
+    held: list[TokenEvent] | None = []
+    try:
+        with closing(engine.generate(request)) as events:
+            for event in events:
+                match event:
+                    case FinishEvent():
+                        return event if held is None else None
+                    case TokenEvent() if held is not None:
+                        held.append(event)
+                        if find_times("".join(piece.text for piece in held if not piece.thinking)):
+                            yield from held
+                            held = None
+                        else:
+                            yield TokenEvent("", event.thinking)
+                    case _:
+                        yield event
+    except UserError:
+        if held is None:
+            raise
+    return None
+
+
+def last_film(request: GenerationRequest) -> FramePlan | None:
+    plans = [part for message in request.messages for part in message.parts if isinstance(part, FramePlan)]
+    return plans[-1] if plans else None
+
+
+def question_of(request: GenerationRequest) -> str:
+    """The words after the last file of the last message: its end, where a text layer stands before them."""
+    texts: list[str] = []
+    for part in reversed(request.messages[-1].parts):
+        if not isinstance(part, str):
+            break
+        texts.insert(0, part)
+    return "".join(texts)[-400:]
+
+
+def widest_gap(plan: FramePlan) -> float:
+    """Seconds between neighbouring moments, at most; the ends of the clip count."""
+    edges = [plan.clip.start, *plan.stamps, plan.clip.end]
+    return max(after - before for before, after in zip(edges, edges[1:], strict=False))
+
+
+def spans_of(answer: str, plan: FramePlan) -> tuple[tuple[float, float], ...]:
+    """Where the times of an answer may really lie: from the moment before each to the moment after it.
+
+    In order, overlapping ones joined; those that were seen finely already are left out.
+    """
+    clip, stamps = plan.clip, plan.stamps
+    spans = []
+    for found in find_times(answer):
+        first, last = found.start, found.start if found.end is None else found.end
+        if not clip.start - 1 <= first <= last <= clip.end + 1:
+            continue
+        before = max((stamp for stamp in stamps if stamp < first - 1e-3), default=clip.start)
+        after = min((stamp for stamp in stamps if stamp > last + 1e-3), default=clip.end)
+        if after - before > NEAR_ENOUGH:
+            spans.append((max(clip.start, before - MARGIN), min(clip.end, after + MARGIN)))
+    joined: list[tuple[float, float]] = []
+    for start, end in sorted(set(spans)):
+        if joined and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], end))
+        else:
+            joined.append((start, end))
+    return tuple(joined) if len(joined) <= MOST_SPANS else ()
+
+
+def second_request(
+    engine: Engine, request: GenerationRequest, plan: FramePlan, spans: Sequence[tuple[float, float]]
+) -> GenerationRequest | None:
+    """The same chat with the film shown in these spans only; None when that does not fit."""
+    price = plan.tokens_per_patch + LABEL_TOKENS  # so the second reading costs no more than the first, at no less size
+    moments = min(MOST_MOMENTS, engine.model.most_moments or MOST_MOMENTS, len(plan.patches))
+    whole = sum(end - start for start, end in spans)
+    closer = []
+    try:
+        for start, end in spans:
+            share = max(1, int(moments * (end - start) / whole))
+            budget = len(plan.patches) * price * share // moments
+            closer.append(closer_plan(plan.clip.between(start, end), engine, budget, share))
+    except UserError:
+        return None
+    second = replace(
+        request,
+        messages=tuple(_with(message, plan, closer) for message in request.messages),
+        conversation=f"{request.conversation}/closer" if request.conversation else "",
+    )
+    return second if engine.plan(second).fits else None
+
+
+def closer_plan(clip: Clip, engine: Engine, budget: int, moments: int) -> FramePlan:
+    """At most `moments` moments of a span, none finer than `FINEST`. Raises TooLong or MediaError."""
+    paired = 2 * moments / clip.duration  # two frames, half a second apart or less, share a moment
+    fps = min(FINEST, paired) if paired >= 2 else moments / clip.duration
+    return plan_frames(
+        clip,
+        read_times(clip),
+        budget=budget,
+        label_tokens=LABEL_TOKENS,
+        frame_pixels=engine.model.frame_pixels,
+        fps=fps,
+        most_moments=moments,
+    )
+
+
+def _with(message: Message, plan: FramePlan, closer: Sequence[FramePlan]) -> Message:
+    parts = [new for part in message.parts for new in (closer if part is plan or part == plan else (part,))]
+    return replace(message, parts=tuple(parts))
+
+
+def _together(first: Timings, second: Timings) -> Timings:
+    """Whoever waits for the first word waits for the whole first reading."""
+    return Timings(first.queued + second.queued, first.prefill + first.decode + second.prefill, second.decode)
