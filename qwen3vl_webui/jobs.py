@@ -14,6 +14,7 @@ from qwen3vl_webui.conversation import State, Turn
 from qwen3vl_webui.engine.contract import Engine, FinishEvent, GenerationRequest, PrefillEvent, TokenEvent
 from qwen3vl_webui.errors import Conflict, EngineError, NotFound, Overloaded, UserError
 from qwen3vl_webui.store.store import Store
+from qwen3vl_webui.zoom import Closer, look_closer
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class Progress:
     thinking: str = ""
     thinking_seconds: float = 0.0
     prefill: Prefill = Prefill()
+    closer: tuple[tuple[float, float], ...] = ()  # spans that are read a second time, finer
     state: State = "partial"
     note: str = ""
     statistics: dict[str, Any] = field(default_factory=dict)
@@ -105,31 +107,35 @@ class Job:
             with self._lock:
                 self._watchers.discard(watcher)
 
-    def start(self, request: GenerationRequest) -> None:
-        self._thread = threading.Thread(target=self._write, args=(request,), name="answer", daemon=True)
+    def start(self, request: GenerationRequest, zoom: bool = False) -> None:
+        self._thread = threading.Thread(target=self._write, args=(request, zoom), name="answer", daemon=True)
         self._thread.start()
 
-    def _write(self, request: GenerationRequest) -> None:
+    def _write(self, request: GenerationRequest, zoom: bool) -> None:
         try:
-            self._drain(request)
+            self._drain(request, zoom)
         except UserError as error:
             self._end("failed", error.sentence)
         except Exception:
             log.exception("an answer failed")
             self._end("failed", EngineError("The engine failed. Try again; the server's log has the cause.").sentence)
 
-    def _drain(self, request: GenerationRequest) -> None:
+    def _drain(self, request: GenerationRequest, zoom: bool) -> None:
         if self._stopping.is_set():
             return self._end("aborted")
-        with closing(self._engine.generate(request)) as events:
+        with closing(look_closer(self._engine, request) if zoom else self._engine.generate(request)) as events:
             for event in events:
                 match event:
                     case PrefillEvent():
                         self._news(prefill=Prefill(event.done, event.total, event.waiting, event.seconds_left))
                     case TokenEvent():
                         self._token(event)
+                    case Closer():
+                        self._news(closer=event.spans)
                     case FinishEvent():
-                        return self._end("done", event.note, statistics_of(event))
+                        closer = self._progress.closer
+                        spans = {"closer": [list(span) for span in closer]} if closer else {}
+                        return self._end("done", event.note, statistics_of(event) | spans)
                     case _:
                         assert_never(event)
                 if self._stopping.is_set():
@@ -227,8 +233,11 @@ class Jobs:
         self._lock = threading.Lock()
         self._jobs: dict[str, Job] = {}  # the latest of each conversation
 
-    def start(self, owner: str, conversation_id: str, turn_id: str, request: GenerationRequest) -> Job:
-        """Begins to write the answer turn `turn_id`, which is saved and `partial`, and returns at once.
+    def start(
+        self, owner: str, conversation_id: str, turn_id: str, request: GenerationRequest, *, zoom: bool = False
+    ) -> Job:
+        """Begins to write the answer turn `turn_id`, which is saved and `partial`, and returns at once. With `zoom`
+        the moments a first reading names are read again (`zoom.py`).
 
         Raises Conflict while another answer is written in this conversation, Overloaded when the owner has too many.
         Whatever the engine refuses ends the job `failed`.
@@ -251,7 +260,7 @@ class Jobs:
             else:
                 refusal = None
                 self._jobs[conversation_id] = job
-                job.start(request)
+                job.start(request, zoom)
         if refusal is not None:
             if not any(other.turn_id == turn_id for other in running):  # else nobody would ever write its end
                 failed = replace(turn, state="failed", note=refusal.sentence)

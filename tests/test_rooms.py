@@ -59,6 +59,13 @@ NEVER = {
         ],
     ),
     "store/": [*SERVERS, "gradio", *ours("engine", "model", "page", "prompt", "jobs", *SERVING)],
+    "zoom.py": [
+        *DECODERS,
+        *DEEP_LEARNING,
+        *SERVERS,
+        "gradio",
+        *ours("page", "model", "engine.local", "engine.remote", "store", "jobs", "prompt", *SERVING),
+    ],
     "jobs.py": [*SERVERS, "gradio", *ours("engine.local", "engine.remote", "model", "page", *SERVING)],
     "engine/": [*SERVERS, "gradio", *ours("page", "store", "jobs", "prompt", *SERVING)],
     "engine/contract.py": ours("model", "media.video", "media.image", "engine.local", "engine.remote"),

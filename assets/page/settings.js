@@ -73,7 +73,8 @@ function draw() {
     h("fieldset", {}, h("legend", { t: "settings_video" }),
       number_("fps", "", { least: 0.01, most: 30, step: "any" }),
       number_("most_moments", "", { least: 1 }),
-      h("label.qv-field.qv-check-field", {}, h("input", { type: "checkbox", id: "qv-subtitles", checked: state.options.subtitles !== false, onchange: (event) => set("subtitles", event.target.checked ? null : false) }), h("span", { t: "read_subtitles" })),
+      toggle("subtitles", "read_subtitles"),
+      toggle("zoom", "zoom", "zoom_more"),
       h("div.qv-field", {}, h("span.qv-field-name", { t: "span" }), h("div.qv-pair", {}, time("start", "span_from"), time("end", "span_to"))),
       h("label.qv-field", {}, h("span.qv-field-name", { t: "pages" }), text("pages", "pages_hint"))),
     h("fieldset", {}, h("legend", { t: "settings_system" }),
@@ -91,6 +92,12 @@ function slider({ key, least, most, step, more }, own) {
   range.value = value ?? least;
   paint(value);
   return h("div.qv-field", {}, h("div.qv-field-head", {}, h("label", { t: key, htmlFor: `qv-${key}` }), h("span.qv-grow"), reset, shown), range, more && h("small", { t: more }));
+}
+
+/** On unless it was turned off. */
+function toggle(key, word, more) {
+  const box = h("input", { type: "checkbox", id: `qv-${key}`, checked: state.options[key] !== false, onchange: (event) => set(key, event.target.checked ? null : false) });
+  return h("label.qv-field.qv-check-field", {}, box, h("span", { t: word }), more && h("small", { t: more }));
 }
 
 function number_(key, own, { least, most, step = 1, more } = {}) {

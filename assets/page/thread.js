@@ -201,10 +201,11 @@ function answer(turn) {
   const thoughtsTitle = h("span");
   const thinking = h("details.qv-thoughts", { hidden: true }, h("summary", {}, icon("right", 14), thoughtsTitle), thoughts);
   const text = h("div.qv-text");
+  const steps = h("div.qv-steps", { hidden: true });
   const progress = h("div.qv-progress", { hidden: true });
   const note = h("div.qv-note", { hidden: true, role: "status" });
   const foot = h("div.qv-foot");
-  const row = h("article.qv-row.qv-answer", { label_t: "assistant", dataset: { turn: turn.id } }, thinking, text, progress, note, foot);
+  const row = h("article.qv-row.qv-answer", { label_t: "assistant", dataset: { turn: turn.id } }, thinking, steps, text, progress, note, foot);
   let now = turn;
   let touched = false;
   thinking.querySelector("summary").addEventListener("click", () => { touched = true; });
@@ -222,6 +223,7 @@ function answer(turn) {
       if (thinking.open || !isThinking) thoughts.textContent = now.thinking;
       if (isThinking && thinking.open) thoughts.scrollTop = thoughts.scrollHeight;
     }
+    drawSteps();
     drawProgress(live);
     drawNote();
     const statistics = !live && statisticsOf(now.statistics || {});
@@ -232,6 +234,22 @@ function answer(turn) {
       })), statistics && h("span.qv-stats", {}, statistics));
     foot.hidden = live;
     row.classList.toggle("qv-last", isLast);
+  };
+
+  let stepped = "";
+
+  /** The second reading of a long film: which spans were looked at more closely, each a link. */
+  const drawSteps = () => {
+    const spans = now.closer?.length ? now.closer : now.statistics?.closer || [];
+    const key = JSON.stringify([spans, language()]);
+    if (key === stepped) return;
+    stepped = key;
+    steps.hidden = !spans.length;
+    const film = spans.length && filmOf(now);
+    fill(steps, icon("zoomin", 15), t("looked_closer"), spans.map(([start, end]) => {
+      const words = `${clock(Math.round(start))} – ${clock(Math.round(end))}`;
+      return film ? h("a.qv-cite", { href: `#qv?m=${film.id}&t=${start}&e=${end}` }, words) : h("span", {}, words);
+    }));
   };
 
   const drawProgress = (live) => {
@@ -266,6 +284,13 @@ function answer(turn) {
 }
 
 const timeLeft = (seconds) => (seconds < 90 ? t("seconds_left", { n: Math.round(seconds) }) : t("minutes_left", { n: Math.round(seconds / 60) }));
+
+/** The video an answer is about: the last one shown before it. */
+function filmOf(turn) {
+  const at = state.thread.turns.findIndex((each) => each.id === turn.id);
+  const files = state.thread.turns.slice(0, at < 0 ? undefined : at).flatMap((each) => each.files || []);
+  return files.findLast((file) => file.kind === "video");
+}
 
 function statisticsOf(statistics) {
   const { completion_tokens: tokens, prompt_tokens: prompt, reused_tokens: reused, decode, prefill, queued } = statistics;

@@ -7,7 +7,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from itertools import chain
 from typing import Any
 
@@ -22,6 +22,7 @@ from qwen3vl_webui.errors import EngineError, Overloaded, UserError
 from qwen3vl_webui.web.disconnect import while_connected
 from qwen3vl_webui.web.protection import is_anonymous
 from qwen3vl_webui.web.refusals import error_object
+from qwen3vl_webui.zoom import Closer, look_closer
 
 log = logging.getLogger(__name__)
 
@@ -65,10 +66,10 @@ class Answer:
         self._events: Generator[Event, None, None] | None = None
         self._first: Event | None = None
 
-    async def accept(self, prepare: Callable[[], GenerationRequest]) -> None:
+    async def accept(self, prepare: Callable[[], GenerationRequest], *, zoom: bool = False) -> None:
         """Returns when the engine has accepted the prompt; raises a UserError when it has not."""
         request = await to_thread.run_sync(prepare, limiter=self._threads)
-        self._events = self._engine.generate(request)
+        self._events = answers_of(look_closer(self._engine, request)) if zoom else self._engine.generate(request)
         self._first = await to_thread.run_sync(next, self._events, None, limiter=self._threads)
         if self._first is None:
             raise EngineError("The engine gave no answer. Try again.")
@@ -114,6 +115,14 @@ class Answer:
                 await to_thread.run_sync(give_back, limiter=self._threads)
             finally:
                 leave()
+
+
+def answers_of(events: Generator[Event | Closer, None, None]) -> Generator[Event, None, None]:
+    """Without the steps on the way, which have no place in the API."""
+    with closing(events):
+        for event in events:
+            if not isinstance(event, Closer):
+                yield event
 
 
 class AnswerStream(StreamingResponse):

@@ -86,7 +86,7 @@ def add_completions(router: APIRouter, services: Services) -> None:
         attachments = Attachments(store, owner)
         answer = Answer(engine, attachments, places, owner)
         try:
-            await answer.accept(lambda: build_request(wanted, attachments, engine, owner))
+            await answer.accept(lambda: build_request(wanted, attachments, engine, owner), zoom=bool(wanted.zoom))
         except BaseException:
             await answer.close()
             raise

@@ -90,7 +90,8 @@ class TextFormat(Strict):
 
 
 class ChatRequest(Strict):
-    """`top_k`, `min_p`, `repetition_penalty`, `thinking_budget`, `loop_guard` and `priority` go beyond OpenAI's API.
+    """`top_k`, `min_p`, `repetition_penalty`, `thinking_budget`, `loop_guard`, `priority` and `zoom` go beyond OpenAI's
+    API.
 
     The fields of the last block are taken at the one value that asks for nothing.
     """
@@ -113,6 +114,7 @@ class ChatRequest(Strict):
     stream_options: StreamOptions | None = None
     user: Annotated[str, Field(max_length=256)] | None = None  # requests of one user share their turns in the queue
     priority: Literal["interactive", "chat", "batch"] | None = None
+    zoom: bool | None = None  # read the moments a first answer names again, finer
 
     n: Literal[1] | None = None
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None

@@ -126,7 +126,8 @@ class Desk:
         conversation = conversation.update(question.id, parts=prompt.parts).answer()
         conversation = self.store.save(owner, conversation)
         assert conversation.leaf is not None
-        job = self.services.jobs.start(owner, conversation.id, conversation.leaf, prompt.request)
+        zoom = bool(options.get("zoom", True))
+        job = self.services.jobs.start(owner, conversation.id, conversation.leaf, prompt.request, zoom=zoom)
         return conversation, job
 
     def show(self, owner: str, asked: Asked) -> Conversation:

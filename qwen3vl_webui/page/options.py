@@ -49,7 +49,7 @@ def _checked(key: str, value: Any) -> Any:
         if not isinstance(value, str) or len(value) > TEXTS[key]:
             raise Unsupported(f"The setting {key} is a text of at most {TEXTS[key]:,} characters.", param=key)
         return value
-    if key in {"whole", "subtitles"}:
+    if key in {"whole", "subtitles", "zoom"}:
         return value is True
     if key == "moments":
         return _moments(value)
@@ -83,7 +83,7 @@ def read_options(values: Mapping[str, Any], model: ModelInfo, *, task: str = "",
     if task in TASKS:
         sampling = replace(sampling, **TASKS[task].sampling)
     sampling = replace(sampling, **{key: value for key, value in values.items() if key in SAMPLING})
-    others = {key: value for key, value in values.items() if key not in SAMPLING}
+    others = {key: value for key, value in values.items() if key not in {*SAMPLING, "zoom"}}
     if "moments" in others:
         chosen = others["moments"].items()
         others["moments"] = {file: tuple((first, second) for first, second in pairs) for file, pairs in chosen}
