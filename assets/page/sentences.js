@@ -54,6 +54,7 @@ export const SENTENCES = {
   "ask about at most {} pages at once": "请一次最多问 {1} 页",
   "free some of the context": "请腾出一些上下文",
   "This picture is {} x {} px: crop it, one side may be at most 200 times the other.": "这张图片为 {1} × {2} 像素：长边不能超过短边的 200 倍，请先裁剪。",
+  "This animation has more than {} pictures of {} x {} px, too many to read: save it as MP4 and upload that.": "这个动图超过 {1} 帧（{2} × {3} 像素），过大无法读取：请保存为 MP4 后上传。",
   "This video takes too long to look through: its moments are chosen evenly.": "这个视频太长，无法逐段浏览：时刻将均匀选取。",
   "This video shows no picture between {} and {} seconds.": "这段视频在 {1} 到 {2} 秒之间没有画面。",
 

@@ -24,6 +24,7 @@ SPIKE_WINDOW = 17  # seconds around a packet that say what is usual
 SPIKE_DEVIATIONS, SPIKE_RATIO = 2.5, 1.3
 CLEAR_RATIO = 2.5  # of a packet to what is usual around it: a line of text has 3 to 9 times, a gesture less
 AFTER_KEYFRAME = 0.25  # seconds in which packets are larger anyhow
+LONGEST_ONSET, ONSET_GAP = 0.8, 0.2  # seconds: a fade before its largest packet, between two of its packets
 LEAST_GAP = 0.6  # seconds: changes closer together are one
 REGULAR = 0.97  # of the largest distance: keyframes closer together were set by the encoder for a cut
 SHORT_GAP, LONGEST_SHORT = 3.0, 9.0  # seconds between keyframes that are samples enough
@@ -96,12 +97,13 @@ def suspects(packets: Packets) -> tuple[np.ndarray, np.ndarray]:
         level[seconds + SPIKE_WINDOW // 2] = np.log(np.maximum(sizes, 1))
         around = np.lib.stride_tricks.sliding_window_view(level, SPIKE_WINDOW)[seconds]
         usual = np.nanmedian(around, axis=1)
-        spread = np.nanmedian(np.abs(around - usual[:, None]), axis=1) * 1.4826
+        below = np.where(around <= usual[:, None], usual[:, None] - around, np.nan)  # changes only make packets larger
+        spread = np.nanmedian(below, axis=1) * 1.4826
         above = np.log(np.maximum(sizes, 1)) - usual
         after = times - packets.keyframes[np.searchsorted(packets.keyframes, times) - 1] if packets.is_key[0] else 9.0
         least = np.where(after < AFTER_KEYFRAME, CLEAR_RATIO, SPIKE_RATIO)
         spike = (above > SPIKE_DEVIATIONS * np.maximum(spread, 0.08)) & (above > np.log(least))
-        found.append(times[spike])
+        found.append(np.array([onset(packets, *row) for row in zip(times[spike], np.exp(usual[spike]), strict=True)]))
         strengths.append(np.exp(above[spike]))
     keyframes = packets.keyframes
     if len(keyframes) > 1:
@@ -118,6 +120,23 @@ def suspects(packets: Packets) -> tuple[np.ndarray, np.ndarray]:
     first = np.flatnonzero(np.concatenate([[True], np.diff(merged) > LEAST_GAP]))
     clear = np.maximum.reduceat(strength, first) >= CLEAR_RATIO
     return merged[first], clear & (restlessness(packets) < QUIET)
+
+
+def onset(packets: Packets, largest: float, usual: float) -> float:
+    """When what made the packet at `largest` so large began: a fade has several, one after another."""
+    began = largest
+    first, last = np.searchsorted(packets.shown, [largest - LONGEST_ONSET, largest])
+    for second, size, is_key in zip(
+        packets.shown[first:last][::-1].tolist(),
+        packets.sizes[first:last][::-1].tolist(),
+        packets.is_key[first:last][::-1].tolist(),
+        strict=True,
+    ):
+        if began - second > ONSET_GAP:
+            break
+        if size > SPIKE_RATIO * usual and not is_key:
+            began = second
+    return began
 
 
 def block_differences(one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from qwen3vl_webui.errors import MediaError
+from qwen3vl_webui.media import animation
 
 # Without a list of formats, text files that name other files are followed (ffconcat, m3u8), and text is "played".
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf"
@@ -57,6 +58,8 @@ def open_container(file: BinaryIO) -> InputContainer:
         raise MediaError("This file is empty.")
     if size > LARGEST_FILE:
         raise MediaError(f"This video is {size / (1 << 30):.1f} GB: at most {LARGEST_FILE >> 30} GB are read.")
+    if animation.may_be(head):
+        file = animation.as_film(file)
     if head.startswith(SOUND_STARTS) or head[8:] == b"WAVE":
         raise MediaError(NO_PICTURE)
     try:
@@ -66,6 +69,14 @@ def open_container(file: BinaryIO) -> InputContainer:
     except (av.FFmpegError, OSError, ValueError) as error:
         known = any(head[at:].startswith(starts) for at, starts in STARTS.items())
         raise MediaError(CUT_OFF if head[4:8] == b"ftyp" else DAMAGED if known else REFUSED) from error
+
+
+def animated_kind(file: BinaryIO) -> str:
+    """`gif` or `webp` where the file is an animation of that kind, else nothing."""
+    file.seek(0)
+    head = file.read(12)
+    file.seek(0)
+    return "" if not animation.may_be(head) else "gif" if head.startswith(b"GIF8") else "webp"
 
 
 def picture_stream(container: InputContainer) -> VideoStream:

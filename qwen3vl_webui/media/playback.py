@@ -89,6 +89,8 @@ def judge(file: BinaryIO) -> How:
     """The cheapest way to make browsers play this file."""
     head = file.read(64)
     file.seek(0)
+    if opening.animated_kind(file):
+        return "transcode"
     with opening.open_container(file) as container:
         stream = opening.picture_stream(container)
         codec, form = stream.codec_context.codec.canonical_name, stream.codec_context.pix_fmt

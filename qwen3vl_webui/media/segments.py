@@ -63,7 +63,7 @@ def settled(packets: Packets, start: float, end: float) -> float:
     times, sizes, is_key = packets.shown[near], packets.sizes[near], packets.is_key[near]
     calm = start
     if (~is_key).any():
-        usual = float(np.median(sizes[~is_key]))
+        usual = float(np.percentile(sizes[~is_key], 90))
         moving = times[~is_key & (sizes > RESTLESS * usual) & (times >= start) & (times < start + LONGEST_SETTLE)]
         for second in moving.tolist():  # one after another: a later change is none of this one's
             if second > calm + SETTLE:

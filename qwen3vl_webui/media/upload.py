@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from qwen3vl_webui.errors import MediaError
-from qwen3vl_webui.media import document, image, sandbox, subtitles
+from qwen3vl_webui.media import animation, document, image, sandbox, subtitles
 from qwen3vl_webui.media.values import Clip, Document, Image, Subtitles
 
 HEAD = 8192  # bytes looked at to name what a file is
@@ -81,7 +81,7 @@ def judge(file: BinaryIO) -> tuple[str, Any]:
         raise MediaError("This file is empty; save or download it again, then upload it once more.")
     picture = judge_picture(file)
     if picture is not None:
-        return "image", picture
+        return ("video", None) if animation.is_animated(file) else ("image", picture)
     if has_pdf_header(file):
         return "document", document.probe_pdf(file)
     spoken = subtitles.judge(file, head, size)

@@ -177,6 +177,8 @@ def inspect(file: BinaryIO) -> dict[str, Any]:
         if found["end"] > opening.LONGEST_CLIP:
             raise MediaError(f"This video is {found['end'] / 3600:.1f} hours long: at most 12 hours are read.")
         found["codec"], found["container"] = stream.codec_context.codec.canonical_name, container.format.name
+        if kind := opening.animated_kind(file):  # what the film in memory is made of
+            found["codec"] = found["container"] = kind
         found["fps"] = len(found["shown"]) / (found["end"] - found["shown"][0])  # headers say 30,000 at times
         found["audio"] = any(other.type == "audio" for other in container.streams)
         aspect = opening.pixel_aspect(stream)

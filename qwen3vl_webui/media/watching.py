@@ -40,7 +40,7 @@ STRIDE = 24.0  # seconds between two keyframes that are always compared
 STEP = 0.5  # seconds between probes of a pass over every picture
 TRUST = 6  # parts in a row whose changes packets told of, before they are taken at their word
 AUDIT = 10  # of those taken at their word, each such one is looked into
-FINE_STEP = 0.2  # seconds between probes around a change
+FINE_STEP = 0.1  # seconds between probes around a change
 PAIRS = 24  # compared to learn what is usual
 NEAR = 0.7  # seconds between two pictures of a group that are compared to learn
 LONGEST_ROW = 12  # such pairs in one group
@@ -308,7 +308,7 @@ def watch_all(
         latest, number = -np.inf, 0
         for seconds, frame in film.every(begin, end, counted):
             if seconds < latest + STEP - EXACT:  # kept for a moment, should something have changed by the next probe
-                if seconds >= (held[-1][0] if held else latest) + FINE_STEP / 2 and frame.width * frame.height <= HELD:
+                if seconds >= (held[-1][0] if held else latest) + FINE_STEP and frame.width * frame.height <= HELD:
                     held.append((seconds, frame))
                 continue
             probe, before = film.probe(frame), watch.shown

@@ -47,6 +47,8 @@ VIDEO_TYPES = {
     "flv": "video/x-flv",
     "ogg": "video/ogg",
     "asf": "video/x-ms-asf",
+    "gif": "image/gif",
+    "webp": "image/webp",
 }
 
 Longest = Annotated[int, Query(ge=16, le=4096)]

@@ -35,6 +35,7 @@ CLIPS = {  # name: (seconds, settings)
     "vp8.webm": (STEADY, {"codec": "libvpx", "g": "20", "deadline": "realtime"}),
     "av1.mp4": (STEADY, {"codec": "libsvtav1", "g": "20", "preset": "12", "svtav1-params": "lp=1"}),
     "mpeg4.mp4": (STEADY, {"codec": "mpeg4", "g": "12", "b": "4M", "bf": "2", "clock": FRAMES}),
+    "mpeg4.avi": (STEADY, {"codec": "mpeg4", "g": "12", "b": "4M", "clock": FRAMES}),
     "mjpeg.avi": (STEADY, {"codec": "mjpeg", "pixels": "yuvj420p", "clock": FRAMES}),
     "quicktime.mov": (STEADY, {"g": "20", "sound": "aac"}),
     "broadcast.ts": (STEADY, {"g": "20"}),
@@ -177,6 +178,41 @@ def test_a_file_that_starts_late_starts_at_zero(film, folder, name):
     times = video.read_times(clip)
     assert times.shown == pytest.approx(STEADY, abs=2e-3)
     assert numbers_at(clip, times.shown[::5]) == list(range(0, 75, 5))
+
+
+def test_of_several_films_in_a_file_the_first_is_read(film, folder):
+    path = folder / "two_cameras.mkv"
+    with (
+        av.open(str(path), "w") as write,
+        av.open(str(film("short_gop.mp4"))) as one,
+        av.open(str(film("hevc.mp4"))) as two,
+    ):
+        sources = [(one, write.add_stream_from_template(one.streams.video[0]))]
+        sources.append((two, write.add_stream_from_template(two.streams.video[0])))
+        for source, target in sources:
+            for packet in source.demux(video=0):
+                if packet.size:
+                    packet.stream = target
+                    write.mux(packet)
+    clip = probed(path)
+    assert clip.codec == "h264"
+    assert numbers_at(clip, video.read_times(clip).shown) == list(range(75))
+
+
+def test_times_before_zero_are_counted_from_the_first_picture(film, folder):
+    path = clips.copied(film("broadcast.ts"), folder / "negative.nut.ts", shift=-1)
+    clip = probed(path)
+    times = video.read_times(clip)
+    assert times.shown == pytest.approx(STEADY, abs=2e-3)
+    assert numbers_at(clip, times.shown[::5]) == list(range(0, 75, 5))
+
+
+def test_a_file_of_only_a_cover_says_so(folder):
+    path = folder / "cover_only.mp4"
+    with av.open(str(path), "w") as container:
+        still = clips._cover_stream(container)
+        clips._draw_cover(container, still)
+    assert "only a cover picture" in refused(path)
 
 
 def test_pictures_cut_by_an_edit_list_are_not_shown(film, folder):
