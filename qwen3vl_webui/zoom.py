@@ -22,7 +22,9 @@ from qwen3vl_webui.engine.contract import (
     TokenEvent,
 )
 from qwen3vl_webui.errors import UserError
+from qwen3vl_webui.media import storyboard as storyboards
 from qwen3vl_webui.media.sampling import plan_frames
+from qwen3vl_webui.media.segments import Storyboard
 from qwen3vl_webui.media.values import Clip, FramePlan
 from qwen3vl_webui.media.video import read_times
 from qwen3vl_webui.times import find_times
@@ -33,6 +35,7 @@ MOST_MOMENTS = 96  # of the second reading, all spans together
 FINEST = 8.0  # frames a second
 LABEL_TOKENS = 16  # around each moment, as in prompt.py
 MARGIN = 0.2  # seconds on both sides of a span
+AROUND_A_CHANGE = 1.0  # seconds before and after a change the storyboard knows
 
 _WANTS = re.compile(
     r"\bwhen\b|\bwhat (?:time|second|moment|point)|\bwhich (?:time|second|moment|point)|\bat what\b|\btime ?stamps?\b"
@@ -79,7 +82,7 @@ def look_closer(engine: Engine, request: GenerationRequest) -> Generator[Event |
                     yield event
     assert finish is not None
     first = "".join(piece.text for piece in pieces if not piece.thinking)
-    spans = spans_of(first, plan)
+    spans = spans_of(first, plan, storyboards.find(plan.clip))
     second = second_request(engine, request, plan, spans) if spans else None
     if second is not None:
         yield Closer(spans)
@@ -137,8 +140,9 @@ def widest_gap(plan: FramePlan) -> float:
     return max(after - before for before, after in zip(edges, edges[1:], strict=False))
 
 
-def spans_of(answer: str, plan: FramePlan) -> tuple[tuple[float, float], ...]:
-    """Where the times of an answer may really lie: from the moment before each to the moment after it.
+def spans_of(answer: str, plan: FramePlan, storyboard: Storyboard | None = None) -> tuple[tuple[float, float], ...]:
+    """Where the times of an answer may really lie: from the moment before each to the moment after it; with a
+    storyboard only around the change that brought what is shown then.
 
     In order, overlapping ones joined; those that were seen finely already are left out.
     """
@@ -150,6 +154,11 @@ def spans_of(answer: str, plan: FramePlan) -> tuple[tuple[float, float], ...]:
             continue
         before = max((stamp for stamp in stamps if stamp < first - 1e-3), default=clip.start)
         after = min((stamp for stamp in stamps if stamp > last + 1e-3), default=clip.end)
+        if storyboard is not None and found.end is None:
+            began = [segment.start for segment in storyboard.segments if before <= segment.start <= first]
+            if began:
+                before = max(before, began[-1] - AROUND_A_CHANGE)
+                after = min(after, began[-1] + AROUND_A_CHANGE)
         if after - before > NEAR_ENOUGH:
             spans.append((max(clip.start, before - MARGIN), min(clip.end, after + MARGIN)))
     joined: list[tuple[float, float]] = []

@@ -16,6 +16,7 @@ from qwen3vl_webui.engine.contract import (
 )
 from qwen3vl_webui.errors import EngineError
 from qwen3vl_webui.media.sampling import plan_frames
+from qwen3vl_webui.media.segments import Segment, Storyboard
 from qwen3vl_webui.media.upload import open_upload
 from qwen3vl_webui.media.values import Clip, FramePlan
 from qwen3vl_webui.media.video import read_times
@@ -118,6 +119,14 @@ def test_a_second_reading_that_fails_before_its_answer_leaves_the_first(plan: Fr
 def test_several_times_are_read_in_order_and_neighbours_together(plan: FramePlan) -> None:
     spans = spans_of("At 50.1 seconds, 3.0 seconds and 3.5 seconds.", plan)
     assert len(spans) == 2 and spans[0][0] <= 3.0 <= spans[0][1] < spans[1][0] <= 50.1 <= spans[1][1]
+
+
+def test_a_known_change_narrows_the_second_reading(plan: FramePlan) -> None:
+    before = plan.stamps[5]
+    cut, named = before + 0.5, before + 2.0
+    storyboard = Storyboard((Segment(0.0, cut, 1.0, 1.0), Segment(cut, 60.0, named, 1.0)), 60.0, film=False)
+    ((start, end),) = spans_of(f"It turns at {named:.1f} seconds.", plan, storyboard)
+    assert before - 0.3 <= start < cut < end <= cut + 1.3
 
 
 def test_closing_stops_the_reading_that_runs(plan: FramePlan) -> None:
