@@ -30,7 +30,7 @@ from qwen3vl_webui.model.decode import check
 from qwen3vl_webui.model.forward import TextModel
 from qwen3vl_webui.model.inputs import Inputs, encode
 from qwen3vl_webui.model.loading import LoadedModel
-from qwen3vl_webui.model.planner import CONTEXT, KVFormat, choose_kv, kv_bytes, round_up, working_bytes
+from qwen3vl_webui.model.planner import CONTEXT, FORMATS, KVFormat, choose_kv, kv_bytes, round_up, working_bytes
 from qwen3vl_webui.model.rope import Ropes, head_dim_of
 from qwen3vl_webui.model.shelf import Shelf
 from qwen3vl_webui.model.snapshots import Snapshots
@@ -139,14 +139,15 @@ class LocalEngine:
         budget = Budget(tokens, positions, self.context_length, answer, most_positions=most)
         if self._loaded.device.type != "cuda":
             return budget
-        working = working_bytes(self._loaded.shape) - CONTEXT
-        needed = kv_bytes(self._loaded.shape, self._cache.format.name, tokens + answer) + working
+        kv = self._cache.format.name
+        working = working_bytes(self._loaded.shape, kv) - CONTEXT
+        needed = kv_bytes(self._loaded.shape, kv, tokens + answer) + working
         return replace(budget, memory_bytes=needed, memory_free=self._memory_free() + working)
 
     def _memory_free(self) -> int:
         """Bytes that keys and values may take, those of idle conversations included."""
         held = self._cache.bytes if self._loaded.device.type == "cuda" else 0
-        return memory_for_kv(self._loaded, held)
+        return memory_for_kv(self._loaded, self._cache.format.name, held)
 
     def _remember(self, conversation: str, answer: AnswerText) -> None:
         if answer.known is None:
@@ -174,12 +175,12 @@ def kv_name(cache: KVCache) -> str:
     return str(cache.format.parts[0].dtype).removeprefix("torch.") if name == "bf16" else name
 
 
-def memory_for_kv(loaded: LoadedModel, held: int = 0) -> int:
+def memory_for_kv(loaded: LoadedModel, kv: KVFormat, held: int = 0) -> int:
     """Bytes that keys and values may take; `held` of them already do."""
     if loaded.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(loaded.device)
         unused = torch.cuda.memory_reserved(loaded.device) - torch.cuda.memory_allocated(loaded.device)
-        return max(0, free + unused + held - working_bytes(loaded.shape) + CONTEXT)
+        return max(0, free + unused + held - working_bytes(loaded.shape, kv) + CONTEXT)
     return host_memory_free() // 2  # the page and the decoders live here too
 
 
@@ -189,7 +190,11 @@ def pick_kv(loaded: LoadedModel, kv_cache: KVCacheKind, context_length: int | No
         return kv_cache
     if loaded.device.type != "cuda":
         return "bf16"
-    return choose_kv(loaded.shape, memory_for_kv(loaded), context_length)
+    for kv in FORMATS:
+        room = memory_for_kv(loaded, kv)
+        if choose_kv(loaded.shape, room, context_length) == kv:
+            return kv
+    return "int4"
 
 
 def host_memory_free() -> int:

@@ -14,10 +14,10 @@ from typing import Protocol
 import torch
 
 from qwen3vl_webui.model.attention import Partial, attend
-from qwen3vl_webui.model.planner import GROUP, KVFormat
+from qwen3vl_webui.model.planner import CUDA_BLOCK, GROUP, KVFormat
 
 Held = Mapping[str, torch.Tensor]  # part of one slot and layer -> (K, entries, width)
-BLOCK = 2048  # stored tokens made exact at once
+BLOCK = {"cpu": 2048, "cuda": CUDA_BLOCK}  # stored tokens made exact at once
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,9 @@ class Int8:
             held[name + "_scales"].narrow(1, start, count).copy_(scales)
         partial = Partial(query, key.shape[1])
         before = start if count > 1 else start + 1  # one row reads everything, without a mask
-        for at in range(0, before, BLOCK):
-            partial.add(*self.exact(held, at, min(BLOCK, before - at)))
+        block = BLOCK[query.device.type]
+        for at in range(0, before, block):
+            partial.add(*self.exact(held, at, min(block, before - at)))
         if count > 1:
             partial.add(*self.exact(held, start, count), causal(count, query.device))
         return partial.answer
@@ -218,8 +219,9 @@ class Int4:
         self.store_values(held, start, values[:, inside:])
 
         partial = Partial(query, kv_heads)
-        for at in range(0, first, BLOCK):
-            partial.add(*self.exact(held, at, min(BLOCK, first - at)))
+        block = BLOCK[query.device.type]
+        for at in range(0, first, block):
+            partial.add(*self.exact(held, at, min(block, first - at)))
         stored = (inside + count - 1) // GROUP * GROUP  # tokens of these groups that a later new row reads as stored
         mask = None
         if count > 1:

@@ -19,6 +19,8 @@ GIB = 2**30
 GROUP = 64  # tokens or channels that share a scale in int4; absmax blocks of nf4 have 64 weights too
 ROUND = 256  # tokens; the KV cache grows in multiples of it
 CHUNK = 2048  # prompt tokens read at once on CUDA
+CUDA_BLOCK = 16_384  # quantized tokens made exact at once on CUDA
+SCORES = 2**24  # of attention, float32, held twice where no fused kernel is used
 VISION_ROWS = 16_384  # patches the vision tower sees at once on CUDA
 PATCH_VALUES = 1536  # of one patch: 3 channels, 2 frames, 16 x 16
 DECODING = 4  # answers written at once
@@ -226,8 +228,9 @@ def round_up(tokens: int) -> int:
     return -(-tokens // ROUND) * ROUND
 
 
-def working_parts(shape: Shape, element: int = 2) -> dict[str, int]:
+def working_parts(shape: Shape, kv: KVFormat, element: int = 2) -> dict[str, int]:
     """Beside weights and KV, whatever the context: one prefill chunk, one group of pictures, logits, the rest."""
+    exact = 6 * CUDA_BLOCK * shape.kv_heads * shape.head_dim * element  # codes, their product with scales, both halves
     attention = 5 * (shape.heads + 2 * shape.kv_heads) * shape.head_dim
     inner = 4 * (8 * shape.expert_intermediate if shape.experts else shape.intermediate)
     hidden = shape.vision_hidden
@@ -237,6 +240,7 @@ def working_parts(shape: Shape, element: int = 2) -> dict[str, int]:
     )
     return {
         "prefill": CHUNK * element * (3 * shape.hidden + max(attention, inner)),
+        "attention": exact + 2 * 4 * SCORES if kv != "bf16" else 0,
         "pictures": VISION_ROWS * tower,
         "features": CHUNK * (1 + shape.taps) * shape.hidden * element,
         "logits": DECODING * shape.vocabulary * (element + 8),
@@ -244,8 +248,8 @@ def working_parts(shape: Shape, element: int = 2) -> dict[str, int]:
     }
 
 
-def working_bytes(shape: Shape, element: int = 2) -> int:
-    return sum(working_parts(shape, element).values())
+def working_bytes(shape: Shape, kv: KVFormat, element: int = 2) -> int:
+    return sum(working_parts(shape, kv, element).values())
 
 
 @dataclass(frozen=True)
@@ -263,7 +267,7 @@ class Plan:
 
 
 def plan(shape: Shape, quantization: Weights, tokens: int, kv: KVFormat) -> Plan:
-    parts = {**weight_parts(shape, quantization), "kv": kv_bytes(shape, kv, tokens), **working_parts(shape)}
+    parts = {**weight_parts(shape, quantization), "kv": kv_bytes(shape, kv, tokens), **working_parts(shape, kv)}
     return Plan(quantization, kv, tokens, parts)
 
 

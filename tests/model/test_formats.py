@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from qwen3vl_webui.model.attention import Partial, attend_piece, attend_plainly
+from qwen3vl_webui.model.attention import Partial, attend_piece, attend_plainly, is_trusted
 from qwen3vl_webui.model.cache import KVCache, Slot
 from qwen3vl_webui.model.formats import BLOCK, Int4, from_int8, own_group, pack, to_int4, to_int8, unpack
 from qwen3vl_webui.model.planner import FORMATS, GROUP, KNOWN, KVFormat, Shape, kv_bytes
@@ -143,6 +143,23 @@ def test_plain_products_equal_the_fused_kernel(masked: bool, monkeypatch: pytest
         torch.testing.assert_close(one, other, atol=2e-6, rtol=1e-5)
 
 
+def test_a_kernel_is_tried_before_it_is_trusted(caplog: pytest.LogCaptureFixture) -> None:
+    def right(*rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return attend_piece(*rows, None)
+
+    def another_base(*rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        answer, log_sum = attend_piece(*rows, None)
+        return answer, log_sum / np.log(2)
+
+    def missing(*_: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        raise AttributeError("no such kernel")
+
+    cpu = torch.device("cpu")
+    assert is_trusted(right, cpu, torch.float32, SIZE) and not caplog.messages
+    assert not is_trusted(another_base, cpu, torch.float32, SIZE) and "does not agree" in caplog.text
+    assert not is_trusted(missing, cpu, torch.float32, SIZE) and "no such kernel" in caplog.text
+
+
 def test_a_new_row_reads_its_own_group_exactly_and_earlier_ones_as_stored() -> None:
     mask = own_group(GROUP - 2, 5, GROUP, torch.device("cpu"))  # rows 62 to 66 of the first two groups
     assert mask.shape == (5, GROUP + GROUP + 3)
@@ -209,7 +226,7 @@ def same_store(one: Reading, other: Reading) -> None:
 
 @pytest.mark.parametrize("kv", FORMATS)
 def test_a_prompt_longer_than_a_block(kv: KVFormat) -> None:
-    count = BLOCK + 3 * GROUP + 5
+    count = BLOCK["cpu"] + 3 * GROUP + 5
     whole, pieces = Reading(kv, count + 2), Reading(kv, count + 2)
     expected = whole.whole([count + 2])
     answers = [pieces.read(each) for each in (count, 1, 1)]
