@@ -189,7 +189,10 @@ class KVCache:
         slot.crop(length)
 
     def clear(self) -> None:
-        """Forgets every idle conversation and gives their memory back."""
+        """Puts every idle conversation away and gives their memory back."""
+        for slot in self.slots:
+            if not slot.busy:
+                self._park(slot)
         self.slots = [slot for slot in self.slots if slot.busy]
         longest = max((slot.length for slot in self.slots), default=0)
         self._resize(len(self.slots), round_up(longest))
@@ -209,7 +212,7 @@ class KVCache:
             return
         layers = [
             {
-                part.name: layer[part.name][slot.row, :, : part.entries(slot.length)].to("cpu", copy=True)
+                part.name: copied(layer[part.name][slot.row, :, : part.entries(slot.length)])
                 for part in self.format.parts
             }
             for layer in self.layers
@@ -229,7 +232,7 @@ class KVCache:
         for layer, held in zip(self.layers, parked.layers, strict=True):
             for part in self.format.parts:
                 entries = part.entries(longest)
-                layer[part.name][slot.row, :, :entries].copy_(held[part.name][:, :entries])
+                copy_heads(layer[part.name][slot.row, :, :entries], held[part.name][:, :entries])
         slot.keys, slot.tails = array("q", parked.keys[:longest]), list(parked.tails)
         return longest
 
@@ -275,3 +278,16 @@ class KVCache:
 
     def _bytes(self, part: Part, tokens: int) -> int:
         return len(self.layers) * self.kv_heads * part.entries(tokens) * part.width * part.dtype.itemsize
+
+
+def copied(rows: torch.Tensor) -> torch.Tensor:
+    """In CPU memory."""
+    copy = torch.empty(rows.shape, dtype=rows.dtype)
+    copy_heads(copy, rows)
+    return copy
+
+
+def copy_heads(target: torch.Tensor, source: torch.Tensor) -> None:
+    """Head by head: each is one piece of memory, so that no device makes a copy of its own on the way."""
+    for there, here in zip(target, source, strict=True):
+        there.copy_(here)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from qwen3vl_webui.engine import local
 from qwen3vl_webui.engine.contract import GenerationRequest
 from qwen3vl_webui.engine.local import LocalEngine
+from qwen3vl_webui.errors import TooLong
 from qwen3vl_webui.media.upload import open_upload
 from qwen3vl_webui.model.loading import LoadedModel, load
-from qwen3vl_webui.model.planner import KVFormat, kv_bytes
+from qwen3vl_webui.model.planner import CONTEXT, GIB, KNOWN, KVFormat, kv_bytes, working_bytes
 from qwen3vl_webui.prompt import Attached, Draft, lay_out
 from tests.engine.conftest import Load, ask, follow_up, picture, read_frames, read_pixels, video
 from tests.engine.test_local import run, run_ids
@@ -95,6 +99,46 @@ def test_auto_is_exact_on_a_cpu(loaded: Load) -> None:
     engine = LocalEngine(loaded())
     engine.close()
     assert engine._cache.format.name == "bf16"
+
+
+# On CUDA, as far as arithmetic goes
+
+
+@pytest.mark.parametrize(
+    ("gib", "context_length", "kv"),
+    [
+        (40, None, "bf16"),
+        (6, None, "int8"),
+        (3, None, "int4"),
+        (37, 262_144, "bf16"),
+        (20, 262_144, "int8"),
+        (1, 9, "bf16"),
+    ],
+)
+def test_auto_takes_the_finest_that_holds_the_context(
+    loaded: Load, monkeypatch: pytest.MonkeyPatch, gib: float, context_length: int | None, kv: KVFormat
+) -> None:
+    monkeypatch.setattr(local, "memory_for_kv", lambda *_: int(gib * GIB))
+    card = replace(loaded(), device=torch.device("cuda"), shape=KNOWN["4b"])
+    assert local.pick_kv(card, "auto", context_length) == kv
+    assert local.pick_kv(card, "int8", context_length) == "int8"
+
+
+def test_a_prompt_is_refused_before_it_is_sent_when_the_card_cannot_hold_it(
+    opened: OpenWith, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = opened("int4")
+    engine._loaded = replace(engine._loaded, device=torch.device("cuda"), shape=KNOWN["4b"])
+    working = working_bytes(KNOWN["4b"], "int4") - CONTEXT
+    free = kv_bytes(KNOWN["4b"], "int4", 2048)
+    monkeypatch.setattr(local, "memory_for_kv", lambda *_: free)
+    small, large = ask("word " * 300), ask("word " * 1200)
+    budget = engine.plan(small)
+    assert budget.memory_bytes == kv_bytes(KNOWN["4b"], "int4", budget.tokens + budget.answer_tokens) + working
+    assert budget.memory_free == free + working
+    assert budget.fits and not engine.plan(large).fits
+    with pytest.raises(TooLong, match=r"need \d+\.\d GiB of memory; \d+\.\d GiB are free"):
+        next(engine.generate(large))
 
 
 @pytest.fixture(scope="module")

@@ -195,6 +195,14 @@ def test_idle_conversations_dropped_for_a_long_one_are_on_the_shelf() -> None:
     assert read(store, [0, *range(50, 160)], "a")[0] == 101
 
 
+def test_what_is_cleared_when_memory_runs_out_comes_back() -> None:
+    store = cache(shelf=Shelf(10**8))
+    read(store, FILM, "a")
+    store.clear()
+    assert not store.slots and store.bytes == 0
+    assert read(store, FILM, "a")[0] == 299
+
+
 def test_another_rope_plan_takes_nothing_from_the_shelf() -> None:
     store = cache(most_slots=1, shelf=Shelf(10**8))
     read(store, FILM, "a", "native")
