@@ -145,13 +145,15 @@ def _sidecar_of(video: Attached, videos: Sequence[Attached], sidecars: Sequence[
 def _with_words(file: File, sidecar: Attached | None, question: str, options: Options) -> File:
     """A clip with its chapters and with what is said in it."""
     assert file.clip is not None
+    if not options.subtitles:
+        return file
     inside = read_inside(file.clip)
     cues: Sequence[Cue] = ()
-    if options.subtitles and sidecar is not None and isinstance(sidecar.media, Subtitles):
+    if sidecar is not None and isinstance(sidecar.media, Subtitles):
         cues = read_beside(sidecar.media, file.clip.fps)
-    elif options.subtitles and inside.tracks:
+    elif inside.tracks:
         cues = track_for(question, inside.tracks).cues
-    before = written_chapters(inside.chapters, file.clip) if options.subtitles else ""
+    before = written_chapters(inside.chapters, file.clip)
     return replace(file, cues=within(cues, file.clip.start, file.clip.end), before=before)
 
 

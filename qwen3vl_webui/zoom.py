@@ -25,7 +25,7 @@ from qwen3vl_webui.errors import UserError
 from qwen3vl_webui.media import storyboard as storyboards
 from qwen3vl_webui.media.sampling import plan_frames
 from qwen3vl_webui.media.segments import Storyboard
-from qwen3vl_webui.media.values import Clip, FramePlan
+from qwen3vl_webui.media.values import Clip, FramePlan, Part
 from qwen3vl_webui.media.video import read_times
 from qwen3vl_webui.times import find_times
 
@@ -209,7 +209,10 @@ def closer_plan(clip: Clip, engine: Engine, budget: int, moments: int) -> FrameP
 
 
 def _with(message: Message, plan: FramePlan, closer: Sequence[FramePlan]) -> Message:
-    parts = [new for part in message.parts for new in (closer if part is plan or part == plan else (part,))]
+    """What is said in the film stays, in front."""
+    said = "".join(plan.captions)
+    views: list[Part] = [said, *closer] if said else list(closer)
+    parts = [new for part in message.parts for new in (views if part is plan or part == plan else (part,))]
     return replace(message, parts=tuple(parts))
 
 

@@ -1,6 +1,7 @@
 """Zoom in time with the scripted engine: two readings of a real file, one answer."""
 
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,14 @@ def test_a_second_reading_that_fails_before_its_answer_leaves_the_first(plan: Fr
 
     engine.generate = failing  # type: ignore[method-assign]
     assert read(engine, asking(plan, "When does it turn?"))[0] == "It turns at 27.3 seconds."
+
+
+def test_what_is_said_is_known_to_the_second_reading(plan: FramePlan) -> None:
+    spoken = replace(plan, captions=("", "[3.0-4.0] hello\n", *[""] * (len(plan.patches) - 2)))
+    engine = twice("At 0:30.", "At 0:31.")
+    read(engine, asking(spoken, "When?"))
+    parts = engine.requests[1].messages[0].parts
+    assert parts[0] == "[3.0-4.0] hello\n" and isinstance(parts[1], FramePlan)
 
 
 def test_several_times_are_read_in_order_and_neighbours_together(plan: FramePlan) -> None:

@@ -3,6 +3,7 @@
 import { fill, h, icon, iconButton, language, t } from "./dom.js";
 import { ask, command, emit, on, serve, state } from "./session.js";
 import { download } from "./code.js";
+import { openMenu } from "./menu.js";
 
 let root, list, search, listed = [];
 
@@ -113,36 +114,13 @@ function renew(each) {
 }
 
 function menu(anchor, row, each) {
-  closeMenu();
-  const item = (name, word, call) => h("button", { type: "button", role: "menuitem", onclick: () => { closeMenu(); anchor.focus(); call(); } }, icon(name, 16), t(word));
-  const sheet = h("div.qv-menu", { role: "menu" },
-    item("edit", "rename", () => rename(row, each)),
-    item("download", "export_md", () => exported(each, "md")),
-    item("download", "export_json", () => exported(each, "json")),
-    item("close", "delete", () => confirmDelete(row, each)));
-  const place = anchor.getBoundingClientRect();
-  document.body.append(sheet);
-  sheet.style.left = `${Math.min(place.left, innerWidth - sheet.offsetWidth - 12)}px`;
-  sheet.style.top = `${Math.min(place.bottom + 4, innerHeight - sheet.offsetHeight - 12)}px`;
-  sheet.firstChild.focus();
-  sheet.addEventListener("keydown", (event) => {
-    const items = [...sheet.children];
-    const at = items.indexOf(document.activeElement);
-    if (event.key === "Tab") { closeMenu(); anchor.focus(); return; } // and from there on, as Tab does
-    const next = { ArrowDown: at + 1, ArrowUp: at - 1 + items.length, Home: 0, End: items.length - 1 }[event.key];
-    if (next !== undefined) items[next % items.length].focus();
-    if (event.key === "Escape") { closeMenu(); anchor.focus(); }
-    if (next !== undefined || event.key === "Escape") event.preventDefault();
-  });
-  setTimeout(() => addEventListener("pointerdown", outside), 0);
-  function outside(event) {
-    if (sheet.contains(event.target)) return;
-    removeEventListener("pointerdown", outside);
-    sheet.remove();
-  }
+  openMenu(anchor, [
+    ["edit", t("rename"), () => rename(row, each)],
+    ["download", t("export_md"), () => exported(each, "md")],
+    ["download", t("export_json"), () => exported(each, "json")],
+    ["close", t("delete"), () => confirmDelete(row, each)],
+  ]);
 }
-
-const closeMenu = () => document.querySelector(".qv-menu")?.remove();
 
 function rename(row, each) {
   const box = h("input.qv-input", { value: each.title, label_t: "rename", maxLength: 120 });

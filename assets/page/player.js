@@ -1,13 +1,12 @@
 // The video: our own <video> below one address, a timeline with what was cited, and the frames the model saw.
 
-import { clock, fill, h, icon, t } from "./dom.js";
+import { clock, fill, h, iconButton, t } from "./dom.js";
+import { filmstrip } from "./filmstrip.js";
+import { savingTools } from "./saving.js";
 import { address } from "./session.js";
 import { tracks } from "./tracks.js";
 
 const EPSILON = 0.001; // seconds: a seek to a frame's exact time may land on the frame before
-
-/** What the model was shown last: one second for the two frames of each moment. */
-const momentsOf = (file) => (file.plans?.at(-1).pairs || []).map(([first, second]) => Math.round(500 * (first + second)) / 1000);
 
 export function player(file) {
   const video = h("video", { controls: true, playsInline: true, preload: "metadata", tabindex: 0, id: "qv-video" });
@@ -21,25 +20,29 @@ export function player(file) {
   const line = h("div.qv-line", { onclick: (event) => { const place = line.getBoundingClientRect(); seek(file.start + ((event.clientX - place.left) / place.width) * file.duration); } }, h("span.qv-rail"), marksBox, head);
   const words = tracks(file, video, seek);
   line.insertBefore(words.ticks, marksBox);
-  const times = h("div.qv-times", {}, h("span", {}, clock(file.start)), h("span", {}, clock(file.start + file.duration)));
-  const strip = h("div.qv-strip");
-  const stripHead = h("h2");
-  const element = h("div.qv-player", {}, screen, making, line, times, words.element, stripHead, strip);
+  const seenBox = h("div.qv-seen");
+  line.insertBefore(seenBox, marksBox);
+  const saving = savingTools(file, { now, span: () => cited && cited.e !== undefined ? [cited.t, cited.e] : null });
+  const steps = h("div.qv-steps", {}, iconButton("left", "frame_before", () => step("before"), { "aria-keyshortcuts": "," }), iconButton("right", "frame_after", () => step("after"), { "aria-keyshortcuts": "." }), saving.button);
+  const times = h("div.qv-times", {}, h("span", {}, clock(file.start)), steps, h("span", {}, clock(file.start + file.duration)));
+  const strip = filmstrip(file, { seek, now, chose: shade });
+  const element = h("div.qv-player", {}, screen, making, line, times, saving.line, words.element, strip.element);
 
   let target = null; // seconds wanted before the player knows its file
   let playable = false;
+  let stillAt = null; // the second of the picture shown instead of the film
   let timer = 0;
   let closed = false;
-  let moments = [];
   let marked = null;
+  let cited = null; // the link opened last
 
   video.addEventListener("loadedmetadata", apply);
   video.addEventListener("timeupdate", follow);
   video.addEventListener("seeking", follow);
   for (const name of ["loadeddata", "seeked"]) video.addEventListener(name, () => { if (playable && target === null && !video.seeking) still.hidden = true; });
   video.addEventListener("error", () => { if (video.src) { playable = false; say(t("no_play")); showStill(target ?? Math.max(file.start, video.currentTime)); } });
-  words.refresh(file);
-  drawStrip(momentsOf(file));
+  document.addEventListener("keydown", keys, true);
+  refresh(file);
   load();
 
   async function load() {
@@ -70,6 +73,7 @@ export function player(file) {
 
   /** The frame on screen at that second, made by the server: while, or because, the browser cannot play the file. */
   function showStill(seconds) {
+    stillAt = seconds;
     still.src = address(`thumb/${file.id}/${seconds.toFixed(3)}.webp?width=960`);
     still.hidden = false;
     follow();
@@ -107,34 +111,68 @@ export function player(file) {
   }
 
   function follow() {
-    const now = target ?? video.currentTime;
-    if (marked && target === null && !video.seeking && Math.abs(now - marked.t) > 0.5) drawMark(null);
-    head.style.left = `${(100 * (now - file.start)) / file.duration}%`;
-    const nearest = nearestTo(now);
-    words.follow(now);
-    for (const moment of moments) moment.element.classList.toggle("qv-near", moment === nearest);
+    const second = now();
+    if (marked && target === null && !video.seeking && Math.abs(second - marked.t) > 0.5) drawMark(null);
+    head.style.left = `${(100 * (second - file.start)) / file.duration}%`;
+    words.follow(second);
+    strip.follow(second);
   }
 
-  const nearestTo = (second) => moments.reduce((best, each) => (!best || Math.abs(each.seconds - second) < Math.abs(best.seconds - second) ? each : best), null);
+  function now() { return target ?? (playable ? video.currentTime : stillAt ?? file.start); }
 
-  function drawStrip(seconds) {
-    stripHead.hidden = strip.hidden = !seconds.length;
-    fill(stripHead, h("span", {}, t("sampled")), h("span.qv-dim", {}, file.plans ? t("sampled_count", { n: seconds.length, width: file.plans.at(-1).frame[0], height: file.plans.at(-1).frame[1] }) : ""));
-    moments = seconds.map((second) => ({ seconds: second, element: h("button.qv-moment", { type: "button", title: clock(second), onclick: () => seek(second) },
-      h("img", { src: address(`thumb/${file.id}/${second.toFixed(3)}.webp?width=160`), alt: "", loading: "lazy", decoding: "async", onerror: (event) => event.target.classList.add("qv-broken") }),
-      h("span", {}, clock(second))) }));
-    fill(strip, moments.map((moment) => moment.element));
-    strip.dataset.key = seconds.join();
+  function refresh(known) {
+    file = known;
+    words.refresh(known);
+    strip.refresh(known);
+    shade();
+  }
+
+  function shade() {
+    fill(seenBox, strip.spans().map(([start, end]) => h("i", { style: { left: `${(100 * (start - file.start)) / file.duration}%`, width: `${(100 * (end - start)) / file.duration}%` } })));
+  }
+
+  // By keyboard, wherever nothing else takes the keys: j k l, arrows, space, and , . picture by picture.
+
+  /** To the picture before or after the one on screen, as the file has them. */
+  async function step(way) {
+    video.pause();
+    const at = now();
+    let known;
+    try { known = await (await fetch(address(`media/${file.id}/around?t=${at.toFixed(3)}`))).json(); } catch { return; }
+    if (now() === at && typeof known[way] === "number") seek(known[way]);
+  }
+
+  function keys(event) {
+    if (event.ctrlKey || event.metaKey || event.altKey || !element.isConnected) return;
+    const { classList } = document.body;
+    if (matchMedia("(max-width: 900px)").matches ? !classList.contains("qv-evidence-up") : classList.contains("qv-evidence-away")) return;
+    const { target: focused } = event;
+    if (focused.closest?.("input, textarea, select, [contenteditable], .qv-menu, .qv-settings, [role='log']")) return;
+    if (event.key === " " && focused.closest?.("button, a, summary")) return;
+    const act = {
+      j: () => seek(now() - 10), l: () => seek(now() + 10),
+      ArrowLeft: () => seek(now() - 5), ArrowRight: () => seek(now() + 5),
+      k: toggle, " ": toggle, ",": () => step("before"), ".": () => step("after"),
+    }[event.key];
+    if (!act) return;
+    event.preventDefault();
+    event.stopPropagation(); // the player's own keys would do it twice
+    act();
+  }
+
+  function toggle() {
+    if (!playable) return;
+    if (video.paused) video.play().catch(() => {}); else video.pause();
   }
 
   return {
     element,
     open(link) {
       if (link.t === undefined) return;
+      cited = link;
       seek(link.t);
       drawMark(link);
-      const nearest = nearestTo(link.t);
-      if (nearest) strip.scrollTo({ left: nearest.element.offsetLeft - strip.clientWidth / 2 + nearest.element.clientWidth / 2, behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+      strip.show(link.t);
     },
     marks(links) {
       const key = links.map((link) => link.href).join();
@@ -147,12 +185,8 @@ export function player(file) {
           style: { left: `${left}%`, width: width ? `${width}%` : "" }, onclick: (event) => { event.stopPropagation(); seek(link.t); } });
       }));
     },
-    refresh(known) {
-      file = known;
-      words.refresh(known);
-      if (strip.dataset.key !== momentsOf(known).join()) drawStrip(momentsOf(known));
-    },
+    refresh,
     pause() { video.pause(); },
-    close() { closed = true; clearTimeout(timer); video.pause(); video.removeAttribute("src"); video.load(); },
+    close() { closed = true; strip.close(); document.removeEventListener("keydown", keys, true); clearTimeout(timer); video.pause(); video.removeAttribute("src"); video.load(); },
   };
 }

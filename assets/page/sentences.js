@@ -14,6 +14,7 @@ export const SENTENCES = {
   "This message is no longer there. Reload the page.": "这条消息已不存在。请刷新页面。",
   "This version is no longer there. Reload the page.": "这个版本已不存在。请刷新页面。",
   "This answer is no longer there. Reload the page.": "这个回答已不存在。请刷新页面。",
+  "This answer names no time of a video.": "这个回答没有提到视频中的时间。",
   "The page and the server do not match. Reload the page.": "页面与服务器版本不一致。请刷新页面。",
   "The settings of this message cannot be read. Reload the page.": "无法读取这条消息的设置。请刷新页面。",
   "Choose at most {} moments of a video.": "一个视频最多选择 {1} 个时刻。",
@@ -184,6 +185,9 @@ export const SENTENCES = {
   "This video has no frames in it: upload the whole file again.": "这个视频中没有任何帧：请重新上传完整文件。",
   "The copy to play could not be written: {}. Free some space on the disk.": "无法写入用于播放的副本：{1}。请释放一些磁盘空间。",
   "No playable copy could be made of this video.": "无法为这个视频生成可播放的副本。",
+
+  "At most {} minutes of a video are saved at once; choose a shorter part.": "一次最多保存 {1} 分钟的视频；请选择更短的一段。",
+  "There is nothing between these times. Choose a part of the video.": "这两个时间之间没有内容。请选择视频中的一段。",
 
   // media: subtitles
   "This subtitle file is larger than {} MB; cut it into parts.": "这个字幕文件大于 {1} MB；请拆分后上传。",

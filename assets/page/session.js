@@ -10,9 +10,11 @@ export const state = {
   options: {}, // what the drawer is set to; only what differs from the model's own
 };
 
+/** Returns what takes the listener away again. */
 export function on(name, call) {
   if (!listeners.has(name)) listeners.set(name, new Set());
   listeners.get(name).add(call);
+  return () => listeners.get(name).delete(call);
 }
 
 export function emit(name, detail) {

@@ -5,9 +5,11 @@ import { address, command, connect, emit, isRunning, isStale, on, state } from "
 import { copy } from "./code.js";
 import { forget, show } from "./markdown.js";
 import { range } from "./named.js";
+import { eventsMenu } from "./saving.js";
 import { welcome } from "./welcome.js";
 import "./links.js";
 
+const MOMENTS = "a.qv-cite[href*='&t=']"; // links to seconds of a video
 const SHOWN = 40; // messages on the page at once; earlier ones by a button
 
 let root, scroller, rows, earlier, newest;
@@ -231,7 +233,8 @@ function answer(turn) {
       now.text && iconButton("copy", "copy", (event) => copy(now.text, event.currentTarget)),
       iconButton("retry", "retry", () => {
         if (!isRunning()) command({ do: "retry", conversation: state.thread.conversation, turn: now.id, options: state.options });
-      })), statistics && h("span.qv-stats", {}, statistics));
+      }),
+      text.querySelector(MOMENTS) && iconButton("download", "save_events", (event) => eventsMenu(event.currentTarget, now.id, (words) => { note.hidden = false; note.className = "qv-note qv-bad"; fill(note, icon("warn", 16), h("span", {}, words)); }), { "aria-haspopup": "menu" })), statistics && h("span.qv-stats", {}, statistics));
     foot.hidden = live;
     row.classList.toggle("qv-last", isLast);
   };

@@ -200,15 +200,25 @@ def encode(file: BinaryIO, target: BinaryIO, shown: np.ndarray, seekable: bool) 
 
 
 class Film:
-    """Pictures encoded as H.264, at most 720p, a keyframe every 2 seconds; the rotation mark is kept."""
+    """Pictures encoded as H.264, a keyframe every 2 seconds; the rotation mark is kept. `tallest` is the most pixels of
+    the shorter side, `quality` x264's crf."""
 
-    def __init__(self, written: Any, shown: np.ndarray, first: Any, aspect: float) -> None:
+    def __init__(
+        self,
+        written: Any,
+        shown: np.ndarray,
+        first: Any,
+        aspect: float,
+        *,
+        tallest: int = TALLEST,
+        quality: str = "26",
+    ) -> None:
         self.written = written
         self.reformatter = VideoReformatter()
         width, height = opening.upright_size(first.width, first.height, aspect, 0)
-        scale = min(1.0, TALLEST / min(width, height))
+        scale = min(1.0, tallest / min(width, height))
         fps = min(60, max(1, round(len(shown) / max(float(shown[-1] - shown[0]), 1.0))))
-        self.output = written.add_stream("libx264", rate=fps, options={"preset": "veryfast", "crf": "26"})
+        self.output = written.add_stream("libx264", rate=fps, options={"preset": "veryfast", "crf": quality})
         self.output.width, self.output.height = (max(2, round(side * scale / 2) * 2) for side in (width, height))
         self.output.pix_fmt = "yuv420p"
         context = self.output.codec_context

@@ -6,17 +6,20 @@ Each takes one JSON object and returns one; an error is `{"error": {"message", "
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 
 from qwen3vl_webui.conversation import Conversation
-from qwen3vl_webui.errors import TooLong, Unsupported, UserError
+from qwen3vl_webui.errors import NotFound, TooLong, Unsupported, UserError
+from qwen3vl_webui.events import FORMATS, find_events, write_events
 from qwen3vl_webui.export import to_json, to_markdown
 from qwen3vl_webui.media.values import Document
 from qwen3vl_webui.page.handlers import Asked, Desk, unforeseen, view_error
-from qwen3vl_webui.page.views import view_price, view_status
+from qwen3vl_webui.page.linking import linked, sources_of
+from qwen3vl_webui.page.views import view_files, view_price, view_status
 from qwen3vl_webui.services import Services
 from qwen3vl_webui.web.protection import owner_of
 
@@ -53,6 +56,33 @@ def make_functions(services: Services) -> dict[str, Function]:
             return {"name": f"{name or 'conversation'}.json", "text": to_json(conversation)}
         return {"name": f"{name or 'conversation'}.md", "text": to_markdown(conversation)}
 
+    def take_events(asked: Asked, owner: str) -> dict[str, Any]:
+        """The events of an answer as a file: of the video asked for, else of the one it speaks of most."""
+        conversation = store.load(owner, asked.text("conversation"))
+        form = asked.text("format")
+        try:
+            path = conversation.show(asked.text("turn")).path
+            at = next(index for index, turn in enumerate(path) if turn.id == asked.text("turn"))
+        except (KeyError, StopIteration):
+            raise NotFound("This answer is no longer there. Reload the page.") from None
+        if form not in FORMATS:
+            raise Unsupported("The page and the server do not match. Reload the page.")
+        files = view_files(path[: at + 1], store.media)
+        found = find_events(linked(path[at].text, sources_of(files.values())))
+        found = [event for event in found if event.media in files]
+        if not found:
+            raise Unsupported("This answer names no time of a video.")
+        media = asked.text("file") or Counter(event.media for event in found).most_common(1)[0][0]
+        video = files.get(media, {"name": "", "start": 0.0, "duration": 0.0})
+        text = write_events(
+            [event for event in found if event.media == media],
+            form,
+            video=video["name"],
+            duration=video["start"] + video["duration"],
+        )
+        ending = {"youtube": "chapters.txt"}.get(form, form)
+        return {"name": f"{video['name'].rpartition('.')[0] or video['name'] or 'video'}.{ending}", "text": text}
+
     def stop(asked: Asked, owner: str) -> dict[str, Any]:
         job = desk.running(owner, asked.text("conversation"))
         if job is not None:
@@ -79,6 +109,7 @@ def make_functions(services: Services) -> dict[str, Function]:
             "rename": rename,
             "delete": delete,
             "exported": exported,
+            "take_events": take_events,
             "stop": stop,
             "price": price,
             "status": status,

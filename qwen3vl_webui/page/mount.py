@@ -54,7 +54,7 @@ def build_blocks(services: Services) -> gr.Blocks:
         make_pane("history", functions=chosen("conversations", "rename", "delete", "exported"))
         make_pane("bar", functions=chosen("status"))
         thread = make_pane("thread", events=("command",))
-        make_pane("composer", functions=chosen("price", "stop"))
+        make_pane("composer", functions=chosen("price", "stop", "take_events"))
         make_pane("evidence")
         make_pane("settings")
         live = make_pane("live")

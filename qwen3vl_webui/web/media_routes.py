@@ -6,29 +6,38 @@ Ids are opaque and belong to one owner; the type of what is served comes from ou
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import astuple
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict
+from starlette.background import BackgroundTask
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import FileResponse, Response
 
+from qwen3vl_webui.conversation import new_id
 from qwen3vl_webui.errors import MediaError, NotFound
 from qwen3vl_webui.media import storyboard
+from qwen3vl_webui.media.cutting import save_clip, save_picture
 from qwen3vl_webui.media.document import find_text, page_image
 from qwen3vl_webui.media.image import display_image
 from qwen3vl_webui.media.playback import how_to_play, thumbnail
 from qwen3vl_webui.media.subtitles import Inside, as_vtt, read_beside, read_inside
 from qwen3vl_webui.media.values import Clip, Document, Image, Subtitles
+from qwen3vl_webui.media.video import read_times
 from qwen3vl_webui.services import Services
 from qwen3vl_webui.store.store import Receiving, Stored
+from qwen3vl_webui.times import format_clock
 from qwen3vl_webui.web.byte_ranges import FileRange, is_known
-from qwen3vl_webui.web.playable import PlayableCopies
+from qwen3vl_webui.web.disconnect import while_connected
+from qwen3vl_webui.web.playable import Cancelled, PlayableCopies
 from qwen3vl_webui.web.protection import is_anonymous, owner_of
 from qwen3vl_webui.web.refusals import RefusingRoute
 from qwen3vl_webui.web.thumbnails import Pictures
@@ -69,6 +78,7 @@ def media_routes(services: Services) -> APIRouter:
     copies = PlayableCopies(store)
     pictures = Pictures(store.data_dir / "pictures")
     decoders = CapacityLimiter(DECODERS)
+    cutters = CapacityLimiter(1)  # encoding takes every core
 
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
@@ -144,6 +154,75 @@ def media_routes(services: Services) -> APIRouter:
             "segments": [astuple(segment) for segment in segments],
         }
 
+    @router.get("/media/{file_id}/around")
+    async def around(request: Request, file_id: str, t: float) -> dict[str, Any]:
+        """When the picture on screen at that second appears, the one before it and the one after it (null: none)."""
+        clip = (await find_file(request, file_id)).media
+        if not isinstance(clip, Clip):
+            raise NotFound("This file is not a video.")
+        if not math.isfinite(t):
+            raise MediaError("A second is a finite number.")
+        shown = (await to_thread.run_sync(read_times, clip)).shown
+        at = max(0, int(shown.searchsorted(t + 0.002, side="right")) - 1)  # a player is asked to seek a little later
+        return {
+            "before": float(shown[at - 1]) if at else None,
+            "at": float(shown[at]),
+            "after": float(shown[at + 1]) if at + 1 < len(shown) else None,
+        }
+
+    @router.get("/media/{file_id}/frame.{form}")
+    async def frame(request: Request, file_id: str, form: Literal["png", "jpg"], t: float) -> Response:
+        """The picture on screen at that second, to keep."""
+        stored = await find_file(request, file_id)
+        clip = stored.media
+        if not isinstance(clip, Clip):
+            raise NotFound("This file is not a video.")
+        if not math.isfinite(t):
+            raise MediaError("A second is a finite number.")
+        second = min(max(t, clip.start), clip.end)
+        kind: Literal["PNG", "JPEG"] = "PNG" if form == "png" else "JPEG"
+        picture = await to_thread.run_sync(save_picture, clip, second, kind, limiter=decoders)
+        headers = {"Content-Disposition": attachment_named(saved_name(stored, form, second))}
+        return Response(picture, media_type=f"image/{kind.lower()}", headers=headers)
+
+    @router.get("/media/{file_id}/clip.mp4")
+    async def part(request: Request, file_id: str, start: float, end: float) -> Response:
+        """A part of a video as MP4, to keep; made now, and given up when nobody waits for it any more."""
+        stored = await find_file(request, file_id)
+        if not isinstance(stored.media, Clip):
+            raise NotFound("This file is not a video.")
+        try:
+            clip = stored.media.between(start, end)
+        except ValueError:
+            raise MediaError("There is nothing between these times. Choose a part of the video.") from None
+        target = store.data_dir / "media" / "incoming" / f"{new_id()}.mp4"
+        leaving = threading.Event()
+
+        def progress(_: float) -> None:
+            if leaving.is_set():
+                raise Cancelled
+
+        async def make() -> bool:
+            try:
+                await to_thread.run_sync(
+                    partial(save_clip, clip, target, progress=progress), abandon_on_cancel=True, limiter=cutters
+                )
+            except BaseException:
+                leaving.set()
+                raise
+            return True
+
+        try:
+            made = await while_connected(request.receive, make)
+        except Cancelled:
+            made = None
+        if made is None:
+            target.unlink(missing_ok=True)
+            return Response(status_code=499)
+        name = saved_name(stored, "mp4", clip.start, clip.end)
+        gone = BackgroundTask(partial(target.unlink, missing_ok=True))
+        return FileResponse(target, media_type="video/mp4", filename=name, background=gone)
+
     @router.get("/media/{file_id}/tracks")
     async def tracks(request: Request, file_id: str) -> dict[str, Any]:
         stored = await find_file(request, file_id)
@@ -215,6 +294,16 @@ def media_routes(services: Services) -> APIRouter:
         return await serve(request, stored, f"{longest}.webp", lambda: display_image(image, longest))
 
     return router
+
+
+def saved_name(stored: Stored, ending: str, *seconds: float) -> str:
+    """`lecture 00-12-30.500.png`."""
+    clocks = [format_clock(second, 3).replace(":", "-") for second in seconds]
+    return f"{stored.name.rpartition('.')[0] or stored.name} {' to '.join(clocks)}.{ending}"
+
+
+def attachment_named(name: str) -> str:
+    return f"attachment; filename*=UTF-8''{quote(name)}"
 
 
 async def receive_body(request: Request, receiving: Receiving) -> Stored:

@@ -107,7 +107,7 @@ def test_a_refused_upload_is_one_sentence_and_leaves_nothing(site: Site, content
     sentence = site.error(site.client.post("/upload", params={"name": name}, content=content), 400)
     assert sentence.endswith(".") and "\n" not in sentence and "/" + "tmp" not in sentence
     assert len(site.store.files("local")) == before
-    assert list((site.store.data_dir / "media" / "incoming").iterdir()) == []
+    wait_until(lambda: not list((site.store.data_dir / "media" / "incoming").iterdir()))
 
 
 def test_an_upload_over_the_limit_is_refused_while_it_comes(tmp_path: Path) -> None:
@@ -372,6 +372,26 @@ def test_a_server_that_stops_cancels_the_copy(tmp_path: Path) -> None:
         assert state_of(site, stored["id"])["play"] == "making"
     left = [path.name for path in (tmp_path / "data" / "media").rglob("*.play.mp4*")]
     assert left in ([], [f"{stored['digest']}.play.mp4"])
+
+
+def test_a_frame_and_a_part_are_saved(site: Site, made: Path) -> None:
+    film = site.upload(made / "film.mp4", "我的 film.mp4")
+    frame = site.client.get(f"/media/{film['id']}/frame.png", params={"t": 2.5})
+    assert frame.headers["content-type"] == "image/png"
+    assert "%E6%88%91%E7%9A%84%20film%2000-02.500.png" in frame.headers["content-disposition"]
+    assert Picture.open(io.BytesIO(frame.content)).getpixel((160, 90)) == pytest.approx(clips.colour_at(2), abs=8)
+    assert site.client.get(f"/media/{film['id']}/frame.jpg", params={"t": 99}).headers["content-type"] == "image/jpeg"
+    part = site.client.get(f"/media/{film['id']}/clip.mp4", params={"start": 1, "end": 3})
+    assert "attachment" in part.headers["content-disposition"] and "00-01.000" in part.headers["content-disposition"]
+    with av.open(io.BytesIO(part.content)) as container:
+        assert float(container.duration) / av.time_base == pytest.approx(2.0, abs=0.11)
+    wait_until(lambda: not list((site.store.data_dir / "media" / "incoming").iterdir()))
+    assert "nothing between" in site.error(
+        site.client.get(f"/media/{film['id']}/clip.mp4", params={"start": 9, "end": 10}), 400
+    )
+    picture = site.upload(made / "picture.png")
+    assert site.client.get(f"/media/{picture['id']}/frame.png", params={"t": 0}).status_code == 404
+    assert site.client.get(f"/media/{film['id']}/frame.png", params={"t": "nan"}).status_code == 400
 
 
 def test_a_copy_whose_film_was_deleted_is_made_again_when_it_comes_back(tmp_path: Path) -> None:
