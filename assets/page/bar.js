@@ -139,6 +139,7 @@ function card() {
   const sheet = h("dl.qv-menu.qv-model-card", {},
     row("model", model.checkpoint), row("device", model.device),
     row("quantization", model.quantization === "none" ? t("full_weights") : model.quantization),
+    row("kv_cache", model.kv_cache),
     row("context_length", t("tokens_count", { n: number(model.context_length) })));
   const place = chip.getBoundingClientRect();
   sheet.style.left = `${place.left}px`;

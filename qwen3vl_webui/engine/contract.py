@@ -139,6 +139,7 @@ class ModelInfo:
     checkpoint: str  # hub id or folder
     device: str = "cpu"  # "cpu", "cuda (NVIDIA GeForce RTX 4090)"
     quantization: str = "none"
+    kv_cache: str = ""  # how keys and values are held: float32, bfloat16, int8, int4; empty where it is not known
     context_length: int = 262_144  # tokens
     thinking: bool = False
     demo: bool = False  # the bundled demo model: it knows a few skills and says so

@@ -90,7 +90,7 @@ class LocalEngine:
         positions = self._ropes.most_positions if stretched else loaded.trained_positions
         self.context_length = context_length or max(1, min(positions, room))
         self._cache.most_tokens = max(room, round_up(self.context_length))
-        self.model = with_context(loaded.info, self.context_length)
+        self.model = with_context(replace(loaded.info, kv_cache=kv_name(self._cache)), self.context_length)
         self._answers: OrderedDict[tuple[str, str], list[int]] = OrderedDict()
         self._answers_lock = threading.Lock()
         self._queue: RequestQueue[Prepared] = RequestQueue(self._cache.most_slots)

@@ -39,6 +39,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "model": ("Model", "模型"),
     "device": ("Runs on", "运行在"),
     "quantization": ("Weights", "权重"),
+    "kv_cache": ("Keys and values", "键和值"),
     "context_length": ("Context", "上下文"),
     "tokens_count": ("{n} tokens", "{n} tokens"),
     "full_weights": ("unquantized", "未量化"),

@@ -163,6 +163,7 @@ def view_model(model: ModelInfo) -> dict[str, Any]:
         "checkpoint": model.checkpoint if model.checkpoint != str(DEMO_MODEL) else "assets/demo-model",
         "device": model.device,
         "quantization": model.quantization,
+        "kv_cache": model.kv_cache,
         "context_length": model.context_length,
         "thinking": model.thinking,
         "demo": model.demo,

@@ -88,7 +88,7 @@ def test_memory_is_what_was_planned(opened: OpenWith, kv: KVFormat) -> None:
     engine = opened(kv)
     run(engine, requests()[1])
     cache = engine._cache
-    assert cache.format.name == kv
+    assert cache.format.name == engine.model.kv_cache == kv
     assert cache.bytes == kv_bytes(engine._loaded.shape, kv, cache.capacity, 4)
     exact = opened("bf16")
     run(exact, requests()[1])
@@ -99,6 +99,7 @@ def test_auto_is_exact_on_a_cpu(loaded: Load) -> None:
     engine = LocalEngine(loaded())
     engine.close()
     assert engine._cache.format.name == "bf16"
+    assert engine.model.kv_cache == "float32"  # what it is here
 
 
 # On CUDA, as far as arithmetic goes

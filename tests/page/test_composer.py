@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -247,3 +248,15 @@ def test_an_enter_of_an_input_method_sends_nothing(visit, house):
     here.page.keyboard.press("Enter")
     here.settled()
     assert [request.messages[-1].parts for request in house.engine.requests] == [("你好",)]
+
+
+def test_the_model_card_tells_how_weights_and_context_are_held(visit, house):
+    model = house.engine.model
+    house.engine.model = replace(model, quantization="4bit", kv_cache="int8")
+    try:
+        here = visit()
+        here.page.click(".qv-model")
+        words = here.page.inner_text(".qv-model-card")
+        assert "Weights\n4bit" in words and "Keys and values\nint8" in words
+    finally:
+        house.engine.model = model
