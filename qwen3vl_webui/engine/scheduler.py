@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from qwen3vl_webui.engine.contract import Budget, FinishEvent, PrefillEvent, Tim
 from qwen3vl_webui.engine.queue import RequestQueue, Work
 from qwen3vl_webui.errors import EngineError, OutOfMemory, UserError
 from qwen3vl_webui.model.cache import KVCache, SlabFull, Slot
+from qwen3vl_webui.model.drafts import Drafts
 from qwen3vl_webui.model.forward import Run, TextModel
 from qwen3vl_webui.model.inputs import Inputs
 from qwen3vl_webui.model.loading import LoadedModel
@@ -67,6 +69,7 @@ class Running:
     served: int = 0  # the step that last read of its prompt
     retried: bool = False
     turns: tuple[int, torch.Tensor, torch.Tensor] | None = None  # cos and sin from an answer token on
+    drafts: Drafts | None = None
 
     @property
     def priority(self) -> int:
@@ -96,6 +99,9 @@ class Scheduler:
         self._steps = 0
         self._rate: float | None = None  # prompt tokens a second, of late
         self._most_chunk = CHUNK[loaded.device.type]
+        self._never = forbidden.cpu().numpy()
+        # A guess that proves wrong leaves rows behind; a format that works in groups of tokens may not have them.
+        self.drafting = cache.format.group == 1
         self._owed = 0.0  # seconds of writing before the next chunk
         self._thread = threading.Thread(target=self._serve, name="inference", daemon=True)
         self._thread.start()
@@ -272,13 +278,16 @@ class Scheduler:
             embedded.append(chunk.rows)
             cos_sin.append(reader.work.plan.chosen.rope.cos_sin(chunk.positions))
             runs.append(Run(reader.slot, chunk.start, chunk.end - chunk.start))
-        for writer in writers:
-            self._cache.reserve(writer.slot, writer.slot.length + 1)
-            cos_sin.append(self._turn(writer))
-            runs.append(Run(writer.slot, writer.slot.length, 1))
+        drafts = [self._draft(writer) for writer in writers]
+        for writer, draft in zip(writers, drafts, strict=True):
+            count = 1 + len(draft)
+            self._cache.reserve(writer.slot, writer.slot.length + count)
+            cos_sin.append(self._turns(writer, count))
+            runs.append(Run(writer.slot, writer.slot.length, count))
         if writers:
-            tokens = torch.tensor([writer.writing.ids[-1] for writer in writers], device=self.loaded.device)
-            embedded.append(self.loaded.embed(tokens))  # (writers, hidden)
+            tokens = [[writer.writing.ids[-1], *draft] for writer, draft in zip(writers, drafts, strict=True)]
+            ids = torch.tensor(list(chain.from_iterable(tokens)), device=self.loaded.device)
+            embedded.append(self.loaded.embed(ids))  # (n, hidden)
         cos, sin = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*cos_sin, strict=True))
         hidden = self._text.forward(
             torch.cat(embedded) if len(embedded) > 1 else embedded[0],
@@ -287,12 +296,12 @@ class Scheduler:
             runs,
             chunk.deepstack if chunk is not None else None,
         )
-        ready = list(writers)
+        ready = [(writer, draft) for writer, draft in zip(writers, drafts, strict=True)]
         if reader is not None and chunk is not None:
             read = chunk.end - chunk.start
             whole = chunk.end == reader.work.total
             hidden = hidden[read - 1 :] if whole else hidden[read:]  # only the last row of a prompt is looked at
-            ready = [reader, *writers] if whole else ready
+            ready = [(reader, []), *ready] if whole else ready
         logits = self._text.logits(hidden) if ready else torch.empty(0)  # (n, vocabulary)
         if reader is not None and chunk is not None:
             if self.loaded.device.type == "cuda":
@@ -300,9 +309,9 @@ class Scheduler:
             self._was_read(reader, chunk, time.monotonic() - began)
         for writer in writers:
             writer.slot.keys.append(writer.writing.ids[-1])
-        for running, row in zip(ready, logits, strict=True):
+        for (running, draft), rows_of in zip(ready, logits.split([1 + len(draft) for _, draft in ready]), strict=True):
             try:
-                self._write(running, row)
+                self._write(running, rows_of, draft)
             except Exception as error:  # the others of this step are whole
                 self._fail(running, error)
 
@@ -320,21 +329,42 @@ class Scheduler:
             reader.reading = None
             reader.read = time.monotonic()
 
-    def _turn(self, writer: Running) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin (1, head_dim) of the answer's last token, which stands after the prompt on all three axes."""
+    def _draft(self, writer: Running) -> list[int]:
+        """What the answer may say next, to be read along with its last token."""
+        if not self.drafting:
+            return []
+        writing = writer.writing
+        if writer.drafts is None:
+            writer.drafts = Drafts(writer.work.plan.inputs.ids, self._never)
+        return writer.drafts.guess(writing.ids, writing.most_tokens - len(writing.ids) - 1)
+
+    def _turns(self, writer: Running, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin (count, head_dim) from the answer's last token on, which stands after the prompt on all axes."""
         index = len(writer.writing.ids) - 1
-        if writer.turns is None or not 0 <= index - writer.turns[0] < AHEAD:
+        if writer.turns is None or not 0 <= index - writer.turns[0] <= AHEAD - count:
             first = writer.work.plan.inputs.next_position + index
             ahead = torch.arange(first, first + AHEAD, device=self.loaded.device).expand(3, -1)
             writer.turns = (index, *writer.work.plan.chosen.rope.cos_sin(ahead))
         first, cos, sin = writer.turns
-        return cos[index - first : index - first + 1], sin[index - first : index - first + 1]
+        return cos[index - first : index - first + count], sin[index - first : index - first + count]
 
-    def _write(self, running: Running, logits: torch.Tensor) -> None:
-        """One more token of an answer; the end of it when it is the last."""
+    def _write(self, running: Running, logits: torch.Tensor, draft: list[int]) -> None:
+        """The next token of an answer, and those after it as far as `draft` guessed right; its end when it has come.
+
+        `logits` (1 + guessed, vocabulary) follow the last token and each guessed one.
+        """
         work, writing = running.work, running.writing
-        for event in writing.draw(logits):
-            work.tell(event)
+        right = 0
+        while True:
+            for event in writing.draw(logits[right]):
+                work.tell(event)
+            wanted = work.total + len(writing.ids) == running.slot.length + 1  # nothing ended, nothing was cut off
+            if writing.reason or right == len(draft) or not wanted or writing.ids[-1] != draft[right]:
+                break
+            running.slot.keys.append(draft[right])
+            right += 1
+        if draft and running.drafts is not None:
+            running.drafts.learn(right, len(draft))
         if running.slot.length > work.total + len(writing.ids):  # a loop was cut off: its last token is read again
             self._cache.rewind(running.slot, work.total + len(writing.ids) - 1)
         if not writing.reason:

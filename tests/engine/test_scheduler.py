@@ -61,6 +61,7 @@ class Steps:
             return forward(rows, cos_sin, cache, runs, deepstack)
 
         text.forward = watched  # type: ignore[method-assign]
+        self.engine._scheduler.drafting = False  # a run of one row writes, another reads
 
     def wait_for_pictures(self) -> None:
         until = time.monotonic() + 20
@@ -320,18 +321,23 @@ def test_pictures_that_are_too_much_are_made_once_more_when_there_is_room(open_e
 # Loops
 
 
-def test_after_a_loop_the_cache_holds_what_was_kept(open_engine: Open) -> None:
-    engine = open_engine(endless=True)
-    text = engine._scheduler._text
-    logits = text.logits
-    (word,) = engine._loaded.vocabulary.tokenizer.encode("a", add_special_tokens=False).ids
+def obsess(engine: LocalEngine, text: str) -> None:
+    """From now on it wants to write nothing but this one token."""
+    model = engine._scheduler._text
+    logits = model.logits
+    (word,) = engine._loaded.vocabulary.tokenizer.encode(text, add_special_tokens=False).ids
 
     def obsessed(rows: torch.Tensor) -> torch.Tensor:
         wanted = logits(rows)
         wanted[:, word] += 50
         return wanted
 
-    text.logits = obsessed  # type: ignore[method-assign]
+    model.logits = obsessed  # type: ignore[method-assign]
+
+
+def test_after_a_loop_the_cache_holds_what_was_kept(open_engine: Open) -> None:
+    engine = open_engine(endless=True)
+    obsess(engine, "a")
     request = ask(picture("a"), "What?", sampling=replace(GREEDY, max_tokens=600), conversation="chat")
     written, finish, ids = run_ids(engine, request)
     assert "repeat" in finish.note
@@ -355,3 +361,41 @@ def test_after_a_loop_the_cache_holds_what_was_kept(open_engine: Open) -> None:
         for part in ("keys", "values"):
             kept = held[part][slot.row, :, : slot.length]
             torch.testing.assert_close(kept, expected[part][read.row, :, : slot.length], atol=2e-4, rtol=2e-4)
+
+
+# Guesses
+
+
+def test_what_a_guess_gets_right_is_written_in_fewer_steps_and_to_the_letter(open_engine: Open) -> None:
+    request = ask(picture("a"), "What?", sampling=replace(GREEDY, max_tokens=100), conversation="chat")
+    written, counts = [], []
+    for drafting in (False, True):
+        engine = open_engine(endless=True)
+        obsess(engine, "a")
+        steps = Steps(engine)
+        engine._scheduler.drafting = drafting
+        steps.go.set()
+        written.append(run_ids(engine, request)[2])
+        counts.append(len(steps.seen))
+    assert written[0] == written[1]
+    assert counts[0] >= 100 and counts[1] < 40
+
+
+def test_guesses_change_no_drawn_answer_and_stop_where_it_stops(open_engine: Open) -> None:
+    for sampling in (
+        SamplingParams(temperature=0.3, seed=5, presence_penalty=0, max_tokens=120),
+        SamplingParams(seed=6, repetition_penalty=1.2, max_tokens=77),
+        SamplingParams(temperature=0.2, top_p=1.0, seed=7, presence_penalty=0, max_tokens=50, stop=("e",)),
+        SamplingParams(temperature=0.1, seed=8, presence_penalty=0, max_tokens=60, thinking_budget=9),
+    ):
+        request = ask(picture("a"), "on and on and on and on", sampling=sampling, conversation="chat")
+        answers = []
+        for drafting in (False, True):
+            engine = open_engine(endless=True, thinking=True)
+            engine._scheduler.drafting = drafting
+            events = list(engine.generate(request))
+            finish = finish_of(events)
+            held = list(slot_of(engine, "chat").keys)
+            answers.append((text_of(events), text_of(events, thinking=True), finish.reason, finish.completion_tokens))
+            answers[-1] += (held,)
+        assert answers[0] == answers[1]
