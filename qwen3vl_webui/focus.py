@@ -10,6 +10,7 @@ from qwen3vl_webui.times import find_span, find_times
 
 MOST_SPANS = 4  # a text with more ranges is a transcript or a list, not a question about parts
 MOST_CLOCKS = 8
+WHOLE = 0.5  # seconds: a span that leaves out less than that is the whole video
 Span = tuple[float, float]
 
 # What follows shows how an answer should look: its times mean nothing.
@@ -45,6 +46,8 @@ def find_focus(question: str, duration: float) -> Focus:
     if not ranges and (named := find_span(text, duration)):
         ranges = [named]
     spans = _joined([(max(0.0, start), min(duration, end)) for start, end in ranges])
+    if spans and spans[0][1] - spans[0][0] > duration - WHOLE:
+        spans = ()
     moments = {time.start for time in times if time.end is None and time.start < duration}
     if spans:  # the edge of a span ("after 12:30") is no moment of its own
         moments = {second for second in moments if any(start < second < end for start, end in spans)}

@@ -38,6 +38,11 @@ def test_a_pasted_transcript_narrows_nothing():
     assert find_focus("check " + ", ".join(f"0:{n}" for n in range(10, 30)), TWO_HOURS) == Focus()
 
 
+def test_a_span_that_is_the_whole_video_narrows_nothing():
+    assert find_focus("the last ten minutes", 300) == Focus()
+    assert find_focus("from 0:00 to 5:00", 300.2) == Focus()
+
+
 def test_spans_around_moments_are_cut_to_the_video_and_joined():
     assert around([1, 3, 99.5], 2, 100) == ((0, 5), (97.5, 100))
 
