@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from qwen3vl_webui.errors import MediaError
 from qwen3vl_webui.media.sampling import FrameTimes, cells, frame_sizes, on_screen, too_long
 from qwen3vl_webui.media.values import Clip, FramePlan
 
-NEAR = 1.0  # seconds: a moment asked about is shown when one this near is in the plan
+NEAR = 1.0  # seconds: "at 0:47" is any picture from 47 on and before 48; one of 46.8 may be from before a change
+EXACT = 0.02  # seconds: half a picture, for a clock that is written with two digits
 Pair = tuple[float, float]
 
 
 def shows(plan: FramePlan, second: float) -> bool:
-    """Whether the model sees the clip within a second of that time."""
-    return any(abs(stamp - second) <= NEAR for stamp in plan.stamps)
+    """Whether the model sees a picture of the second that begins there."""
+    return any(map(_has(second), plan.patches))
+
+
+def _has(second: float) -> Callable[[Pair], bool]:
+    return lambda patch: any(second - EXACT <= shown < second + NEAR for shown in patch)
 
 
 def with_moments(plan: FramePlan, times: FrameTimes, seconds: Sequence[float]) -> FramePlan:
-    """The plan with every one of `seconds` near one of its moments: where none is, the nearest moment moves there, so
+    """The plan with every one of `seconds` among its moments: where none is in it, the nearest moment moves there, so
     the plan costs what it did and keeps the rest of the clip in view."""
     patches = list(plan.patches)
-    moved: set[int] = set()
+    kept: set[int] = set()
     for second in seconds:
-        free = [index for index in range(len(patches)) if index not in moved]
-        if not free or not plan.clip.start <= second < plan.clip.end:
+        if not plan.clip.start <= second < plan.clip.end:
             continue
-        nearest = min(free, key=lambda index: abs(sum(patches[index]) / 2 - second))
-        moved.add(nearest)
-        if abs(sum(patches[nearest]) / 2 - second) > NEAR:
+        there = [index for index, patch in enumerate(patches) if _has(second)(patch)]
+        free = [index for index in range(len(patches)) if index not in kept]
+        if not there and free:
+            nearest = min(free, key=lambda index: abs(sum(patches[index]) / 2 - second))
             patches[nearest] = (_stamp(times, second),) * 2
+            there = [nearest]
+        kept.update(there[:1])
     return replace(plan, patches=tuple(_rising(patches)))
 
 

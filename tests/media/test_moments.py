@@ -33,7 +33,7 @@ def test_a_moment_asked_about_is_shown_for_the_same_price() -> None:
 def test_a_moment_already_near_changes_nothing() -> None:
     clip = Clip(Path("short"), "short", 0.0, 30.0, 640, 360)
     plan = plan_frames(clip, times(clip), budget=100_000, frame_pixels=PIXELS)
-    assert with_moments(plan, times(clip), [12.3]) == plan
+    assert with_moments(plan, times(clip), [12.0, 12.3]) == plan
     assert with_moments(plan, times(clip), [31.0, -1.0]) == plan
 
 
@@ -64,3 +64,11 @@ def test_chosen_moments_that_cannot_be_shown_are_refused() -> None:
         )
     with pytest.raises(MediaError):
         plan_chosen(HOURS, times(HOURS), [(9000.0, 9000.0)], budget=900, label_tokens=12, frame_pixels=PIXELS)
+
+
+def test_a_picture_from_just_before_the_moment_is_not_enough() -> None:
+    clip = Clip(Path("minute"), "minute", 0.0, 60.0, 640, 360)
+    plan = plan_frames(clip, times(clip), budget=100_000, frame_pixels=PIXELS, most_moments=24)
+    assert any(46.0 < stamp < 47.0 for stamp in plan.stamps) and not shows(plan, 47.0)
+    asked = with_moments(plan, times(clip), [47.0])
+    assert 47.0 in asked.stamps and len(asked.patches) == len(plan.patches)
