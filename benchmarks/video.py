@@ -18,9 +18,11 @@ import datetime
 import json
 import os
 import platform
+import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,11 +152,14 @@ def on_screen(times: FrameTimes, seconds: np.ndarray) -> np.ndarray:
     return times.shown[np.searchsorted(times.shown, seconds + 1e-6, side="right") - 1]
 
 
-def measure(hours: float, part: float, minutes: float) -> dict[str, Any]:
+def measure(
+    hours: float, part: float, minutes: float, kinds: Sequence[str], long_kinds: Sequence[str]
+) -> dict[str, Any]:
     children, told = Children(), {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for kind, seed in SEEDS.items():
+        for kind in kinds:
+            seed = SEEDS[kind]
             script = (lectures.shots if kind == "film" else lectures.lecture)(seed, part)
             for gop, options in GOPS.items():
                 once = folder / "once.mp4"
@@ -174,7 +179,7 @@ def measure(hours: float, part: float, minutes: float) -> dict[str, Any]:
                         **quality(script, repeats, board),
                     }
                 }
-                if kind != "film" and hours:
+                if kind in long_kinds and hours:
                     long, repeats = folder / "long.mp4", round(hours * 3600 / part)
                     lectures.repeat(once, long, part, repeats)
                     probe_wall = time.perf_counter()
@@ -193,6 +198,7 @@ def measure(hours: float, part: float, minutes: float) -> dict[str, Any]:
                     }
                     long.unlink()
                 told[f"{kind}, GOP {gop}"] = row
+                print(json.dumps({f"{kind}, GOP {gop}": row}), file=sys.stderr, flush=True)
     children.stop()
     return told
 
@@ -202,8 +208,10 @@ def main() -> None:
     flags.add_argument("--hours", type=float, default=2.0, help="0 leaves the long files out")
     flags.add_argument("--minutes", type=float, default=10.0)
     flags.add_argument("--part", type=float, default=60.0, help="seconds that are encoded")
+    flags.add_argument("--kinds", nargs="*", choices=list(SEEDS), default=list(SEEDS))
+    flags.add_argument("--long", nargs="*", choices=list(SEEDS), default=["clean"], help="kinds made hours long too")
     given = flags.parse_args()
-    found = measure(given.hours, given.part, given.minutes)
+    found = measure(given.hours, given.part, given.minutes, given.kinds, given.long)
     head = {"date": datetime.date.today().isoformat(), "device": f"{os.cpu_count()} CPU cores, {platform.machine()}"}
     print(json.dumps({**head, **found}, indent=2))
 
