@@ -2,7 +2,7 @@
 
 Makes its own 1080p lectures (`benchmarks/lectures.py`: every change is known), encodes `--part` seconds and repeats
 their packets. `clean` is the seed thresholds may have seen; `camera` is another one with camera noise, which they have
-not; `film` is cuts and motion. Prints JSON.
+not; `film` is cuts and motion in 720p. Prints JSON, and each row to stderr when it is there.
 
 Words: a *state* is what is on screen between two changes; it is seen when a moment lies in it, settled. A *finished*
 slide is the last state of a visit. *Redundant* are moments beyond one a state. A patch *straddles* when its two frames
@@ -39,6 +39,7 @@ from qwen3vl_webui.media.values import Clip, FramePlan
 GOPS: dict[str, dict[str, str]] = {"250": {"g": "250"}, "60": {"g": "60", "sc_threshold": "0"}}
 SEEDS = {"clean": 11, "camera": 77, "film": 5}
 NOISE = {"clean": 0.8, "camera": 2.5, "film": 0.8}
+PICTURES: dict[str, dict[str, Any]] = {"clean": {}, "camera": {}, "film": {"size": (1280, 720), "fps": 25}}
 FRAME_PIXELS = (4_096, 786_432)
 LABEL_TOKENS = 12
 BUDGETS = {"32K": 26_000, "128K": 122_000}  # tokens for pictures, 6K kept for text
@@ -57,15 +58,23 @@ class Memory:
     def _watch(self) -> None:
         process = sandbox.server.process
         assert process is not None
-        server = status(process.pid)["VmRSS"]
-        while not self._stopped.wait(0.02):
-            children = sum(max(0, status(child).get("VmRSS", 0) - server) for child in children_of(process.pid))
+        while not self._stopped.wait(0.05):
+            children = sum(private(child) for child in children_of(process.pid))
             self.peak = max(self.peak, children + max(0, status(os.getpid())["VmRSS"] - self._own))
 
     def stop(self) -> int:
         self._stopped.set()
         self._thread.join()
         return self.peak
+
+
+def private(process: int) -> int:
+    """Bytes that only this process holds: what a child shares with the server it was forked from does not count."""
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
 
 
 def full_decode(path: Path) -> float:
@@ -153,7 +162,7 @@ def on_screen(times: FrameTimes, seconds: np.ndarray) -> np.ndarray:
 
 
 def measure(
-    hours: float, part: float, minutes: float, kinds: Sequence[str], long_kinds: Sequence[str]
+    hours: float, part: float, minutes: float, kinds: Sequence[str], long_kinds: Sequence[str], kept: Path | None
 ) -> dict[str, Any]:
     children, told = Children(), {}
     with tempfile.TemporaryDirectory() as name:
@@ -162,8 +171,9 @@ def measure(
             seed = SEEDS[kind]
             script = (lectures.shots if kind == "film" else lectures.lecture)(seed, part)
             for gop, options in GOPS.items():
-                once = folder / "once.mp4"
-                lectures.write(once, script, noise=NOISE[kind], preset="veryfast", **options)
+                once = (kept or folder) / f"{kind}_{gop}.mp4"
+                if not once.exists():
+                    lectures.write(once, script, noise=NOISE[kind], preset="veryfast", **PICTURES[kind], **options)
                 short, repeats = folder / "short.mp4", max(1, round(minutes * 60 / part))
                 lectures.repeat(once, short, part, repeats)
                 clip = video.probe(short, f"{kind} {gop} short")
@@ -210,8 +220,9 @@ def main() -> None:
     flags.add_argument("--part", type=float, default=60.0, help="seconds that are encoded")
     flags.add_argument("--kinds", nargs="*", choices=list(SEEDS), default=list(SEEDS))
     flags.add_argument("--long", nargs="*", choices=list(SEEDS), default=["clean"], help="kinds made hours long too")
+    flags.add_argument("--keep", type=Path, help="a folder in which the encoded parts stay for the next run")
     given = flags.parse_args()
-    found = measure(given.hours, given.part, given.minutes, given.kinds, given.long)
+    found = measure(given.hours, given.part, given.minutes, given.kinds, given.long, given.keep)
     head = {"date": datetime.date.today().isoformat(), "device": f"{os.cpu_count()} CPU cores, {platform.machine()}"}
     print(json.dumps({**head, **found}, indent=2))
 

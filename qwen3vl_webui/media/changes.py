@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -43,7 +44,7 @@ class Packets:
     sizes: np.ndarray
     is_key: np.ndarray
 
-    @property
+    @cached_property
     def keyframes(self) -> np.ndarray:
         return self.shown[self.is_key]
 
@@ -204,19 +205,32 @@ class Watch:
         `between` are pictures since the last look, in order: read only to find the first that differs.
         """
         earlier, self.before = self.before, probe
-        if self.eye.is_film:  # it drifts: only what changes at once is a cut
-            self.shown = earlier
+        if self.eye.is_film:
+            self.shown = probe
+            return self.cut(earlier, [*between, (seconds, probe)])
         if self.began is None:
             if not self.eye.change(self.shown, probe):
                 return None
             self.began = next((second for second, other in between if self.eye.change(self.shown, other)), seconds)
-            if not self.eye.is_film:
-                return None
-        unrest = bool(self.eye.change(earlier, probe))
-        if unrest and not self.eye.is_film and seconds - self.began < self.LONGEST_UNREST:
+            return None
+        if self.eye.change(earlier, probe) and seconds - self.began < self.LONGEST_UNREST:
             return None
         began, self.began = self.began, None
         if not self.eye.change(self.shown, probe):
             return None
         self.shown = probe
         return began
+
+    def cut(self, earlier: np.ndarray, looks: list[tuple[float, np.ndarray]]) -> float | None:
+        """The second of a cut among `looks`. A film drifts: only what changes from one to the next is a cut, or what
+        no motion would change so much, a dissolve."""
+        last_second, last = looks[-1]
+        whole = self.eye.change(earlier, last)
+        if not whole:
+            return None
+        previous = earlier
+        for seconds, probe in looks:
+            if self.eye.change(previous, probe):
+                return seconds
+            previous = probe
+        return last_second if whole > 2 * CUT else None

@@ -19,6 +19,7 @@ from av.video.reformatter import VideoReformatter
 from qwen3vl_webui.media import container as opening
 from qwen3vl_webui.media.changes import (
     LEAST_GAP,
+    LONGEST_ONSET,
     PROBE_HEIGHT,
     PROBE_WIDTH,
     QUIET,
@@ -51,6 +52,7 @@ REMEMBERED = 128  # comparisons of a pass that thresholds are learned from
 LEAST_LEAF = 0.5  # seconds between keyframes that are precise enough
 FILM_SENSITIVITY = 2.0  # with which a cut that packets tell of is looked for
 KEPT_PROBES = 64
+MOST_DAMAGED = 8  # keyframes in a row
 HELD = 3840 * 2160  # pixels of a frame small enough to hold a few
 # Pictures that no other refers to are left out: exact for the rest. BIDIR leaves out more where no encoder refers to
 # them from outside their group; NONREF is what the format itself marks.
@@ -208,7 +210,11 @@ class Leap:
         told = self.told(start, end)
         one, other = self.film.keyframe(start), self.film.keyframe(end)
         if last == first + 1:
-            yield from self.within(start, end, told, one, other)
+            if one is not None and other is None:  # damaged: what follows it is compared instead
+                end, other = self.following(last)
+                told = self.told(start, end)
+            if one is not None and other is not None:
+                yield from self.within(start, end, told, one, other)
             return
         if not told and one is not None and other is not None and not self.eye.change(one, other):
             return
@@ -220,25 +226,32 @@ class Leap:
         for one_stop, next_stop in zip(stops, stops[1:], strict=False):
             yield from self.between(one_stop, next_stop)
 
+    def following(self, damaged: int) -> tuple[float, np.ndarray | None]:
+        """(seconds, probe) of the first keyframe after a damaged one that can be read."""
+        for seconds in self.keyframes[damaged + 1 : damaged + 1 + MOST_DAMAGED].tolist():
+            if (probe := self.film.keyframe(seconds)) is not None:
+                return seconds, probe
+        return float(self.keyframes[damaged]), None
+
     def within(
         self,
         start: float,
         end: float,
         told: list[tuple[float, bool]],
-        one: np.ndarray | None,
-        other: np.ndarray | None,
+        one: np.ndarray,
+        other: np.ndarray,
     ) -> Iterator[Message]:
         """Changes between neighbouring keyframes."""
-        if one is None or other is None:
-            return
         changed = self.eye.change(one, other, FILM_SENSITIVITY if self.eye.is_film else 1.0)
         clear = [seconds for seconds, is_clear in told if is_clear]
         if not changed and len(clear) < 2 or not self.refine and not clear:
             if changed:
                 yield "change", end, changed, one
         elif changed and (clear or not told) and self.trusts_packets() or not self.refine:
-            for number, seconds in enumerate(clear or [end]):  # what was between them is not looked at
-                yield "change", seconds, changed / max(1, len(clear)), None if number else one
+            told_of = clear or [end]
+            sizes = [self.largest_from(seconds) for seconds in told_of]
+            for number, (seconds, size) in enumerate(zip(told_of, sizes, strict=True)):  # between them it is not looked
+                yield "change", seconds, changed * size / sum(sizes), None if number else one
         else:
             found = []
             for message in self.decode(start, end, other, bool(changed)):
@@ -247,6 +260,12 @@ class Leap:
             foretold = clear or [end]
             agree = len(found) == len(foretold) and np.abs(np.subtract(found, foretold)).max() <= LEAST_GAP
             self.agreed = self.agreed + 1 if agree else 0
+
+    def largest_from(self, seconds: float) -> float:
+        """Bytes of the largest packet of a change that begins then: how much it is beside others."""
+        shown = self.film.packets.shown
+        first, last = np.searchsorted(shown, [seconds - EXACT, seconds + LONGEST_ONSET])
+        return float(self.film.packets.sizes[first : max(last, first + 1)].max(initial=1))
 
     def trusts_packets(self) -> bool:
         """Whether packets have told of every change that was looked into; now and then it is looked into again."""
