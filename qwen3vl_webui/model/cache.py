@@ -257,20 +257,35 @@ class KVCache:
         return self.most_tokens is None or rows * capacity <= self.most_tokens
 
     def _resize(self, rows: int, capacity: int) -> None:
-        """One layer at a time, so that no more than one layer is held twice."""
-        if (rows, capacity) == (self.layers[0][self.format.parts[0].name].shape[0], self.capacity):
-            return
+        """One layer at a time, so that no more than one layer is held twice.
+
+        Memory may run out in between: then some layers have the new size already, and every row stands where it did.
+        """
         assert all(slot.length <= capacity for slot in self.slots)
+        self._close_ranks()
+        self.capacity = min(self.capacity, capacity)
         for layer in self.layers:
             for part in self.format.parts:
+                held = layer[part.name]
+                if (held.shape[0], held.shape[2]) == (rows, part.entries(capacity)):
+                    continue
                 larger = self._empty(part, rows, capacity)
-                for row, slot in enumerate(self.slots):
+                for slot in self.slots:
                     entries = part.entries(slot.length)
-                    larger[row, :, :entries] = layer[part.name][slot.row, :, :entries]
+                    larger[slot.row, :, :entries] = held[slot.row, :, :entries]
                 layer[part.name] = larger
-        for row, slot in enumerate(self.slots):
-            slot.row = row
         self.capacity = capacity
+
+    def _close_ranks(self) -> None:
+        """Moves rows down to where slots have been removed; needs no memory."""
+        for row, slot in enumerate(self.slots):
+            if slot.row == row:
+                continue
+            for layer in self.layers:
+                for part in self.format.parts:
+                    entries = part.entries(slot.length)
+                    layer[part.name][row, :, :entries] = layer[part.name][slot.row, :, :entries]
+            slot.row = row
 
     def _empty(self, part: Part, rows: int, capacity: int) -> torch.Tensor:
         shape = (rows, self.kv_heads, part.entries(capacity), part.width)

@@ -173,3 +173,39 @@ def test_bytes_count_keys_and_values_of_all_layers() -> None:
         == ROUND * store.bytes_per_token
         == sum(part.nbytes for layer in store.layers for part in layer.values())
     )
+
+
+@pytest.mark.parametrize("fails_at", range(4))
+@pytest.mark.parametrize("shrink", [False, True])
+def test_memory_that_runs_out_while_the_slab_is_resized_harms_nobody(fails_at: int, shrink: bool) -> None:
+    """Slots move down to the places of others that leave, and half the layers have the new size: still all is there."""
+    store = cache(most_tokens=3 * ROUND)
+    read(store, [1, 2, 3], "leaves")
+    first, second = take(store, [4, 5, 6, 7], "first")[0], take(store, [8, 9], "second")[0]
+    fill(store, first, [4, 5, 6, 7])
+    fill(store, second, [8, 9])
+    make, made = store._empty, []
+
+    def empty(*given: object) -> torch.Tensor:
+        made.append(given)
+        if len(made) == fails_at + 1:
+            raise torch.OutOfMemoryError
+        return make(*given)  # type: ignore[arg-type]
+
+    store._empty = empty  # type: ignore[method-assign]
+    with pytest.raises(torch.OutOfMemoryError):
+        if shrink:
+            store.clear()
+        else:
+            store.most_tokens = 4 * ROUND
+            store.reserve(first, ROUND + 1)
+    assert [held(store, slot) for slot in (first, second)] == [[[4, 5, 6, 7]] * 2, [[8, 9]] * 2]
+    fill(store, first, [10])
+    store.most_tokens = None
+    store.reserve(second, 3 * ROUND)
+    fill(store, second, list(range(20, 20 + 2 * ROUND)))
+    assert held(store, first) == [[4, 5, 6, 7, 10]] * 2
+    assert held(store, second) == [[8, 9, *range(20, 20 + 2 * ROUND)]] * 2
+    third, _ = take(store, [30, 31], "third")
+    fill(store, third, [30, 31])
+    assert held(store, third) == [[30, 31]] * 2
