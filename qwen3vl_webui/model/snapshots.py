@@ -25,7 +25,7 @@ from qwen3vl_webui.errors import StorageError
 
 log = logging.getLogger(__name__)
 
-SUFFIX = ".safetensors"
+SUFFIX = ".snapshot"  # safetensors inside; a name of our own, so that making room never removes anyone's weights
 CHECKSUM = "checksum"
 NAME = re.compile(r"[\w.-]+(/[\w.-]+)*")
 FREE = 2**30  # bytes of the disk that are left to others
@@ -56,7 +56,7 @@ class Snapshots:
         self._lock = threading.Lock()
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for left in folder.rglob("*.partial"):  # of a process that died while writing
+            for left in folder.rglob(f"*{SUFFIX}.*.partial"):  # of a process that died while writing
                 left.unlink(missing_ok=True)
         except OSError as error:
             raise StorageError(f"The folder for snapshots cannot be used: {error.strerror}. Choose another.") from error

@@ -86,7 +86,7 @@ def test_a_flipped_byte_costs_time_but_no_answer(
     first = opened()
     text, _ = run(first, FILM)
     first.close()
-    for path in tmp_path.rglob("*.safetensors"):
+    for path in tmp_path.rglob("*.snapshot"):
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(content)

@@ -48,7 +48,7 @@ def test_what_was_put_is_got(snapshots: Snapshots) -> None:
     assert found[0].keys() == tensors().keys()
     assert all(torch.equal(found[0][name], tensor) for name, tensor in tensors().items())
     assert snapshots.names("kv") == ["kv/one"]
-    assert [path.name for path in snapshots.folder.rglob("*") if path.is_file()] == ["one.safetensors"]
+    assert [path.name for path in snapshots.folder.rglob("*") if path.is_file()] == ["one.snapshot"]
 
 
 def test_only_their_owner_may_read_them(snapshots: Snapshots) -> None:
@@ -93,6 +93,15 @@ def test_the_least_recently_used_make_room(snapshots: Snapshots) -> None:
     assert snapshots.has("features/d")
 
 
+def test_files_of_others_in_the_folder_are_left_alone(snapshots: Snapshots) -> None:
+    weights, partial = snapshots.folder / "model.safetensors", snapshots.folder / "download.partial"
+    weights.write_bytes(bytes(2 * 10**6))
+    partial.write_bytes(b"half")
+    os.utime(weights, (1, 1))
+    assert Snapshots(snapshots.folder, 10**6).put("kv/one", tensors(size=100_000))
+    assert weights.exists() and partial.exists()
+
+
 def test_a_full_disk_is_logged_and_leaves_nothing(
     snapshots: Snapshots, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -113,7 +122,7 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
 
 
 def test_what_a_dead_process_left_half_written_is_removed(snapshots: Snapshots) -> None:
-    left = snapshots.folder / "kv" / "one.safetensors.7.partial"
+    left = snapshots.folder / "kv" / "one.snapshot.7.partial"
     left.parent.mkdir()
     left.write_bytes(b"half")
     Snapshots(snapshots.folder, 10**6)

@@ -257,7 +257,7 @@ def test_damaged_features_are_encoded_again(loaded: LoadedModel, reader: Reader,
     first = opened()
     list(first.features(spans))
     first.cache.close()
-    (file,) = tmp_path.rglob("*.safetensors")
+    (file,) = tmp_path.rglob("*.snapshot")
     content = bytearray(file.read_bytes())
     content[-5] ^= 1
     file.write_bytes(content)
