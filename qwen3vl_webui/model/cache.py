@@ -229,6 +229,7 @@ class KVCache:
             self.reserve(slot, longest)
         except SlabFull:
             return reused
+        slot.crop(0)  # should copying fail half way, nothing wrong is left
         for layer, held in zip(self.layers, parked.layers, strict=True):
             for part in self.format.parts:
                 entries = part.entries(longest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,6 +71,15 @@ def test_turns_equal_the_whole_read_at_once(opened: OpenWith, kv: KVFormat) -> N
             assert run_ids(fresh, request)[2] == ids
             assert turn == 0 or finish.reused_tokens > 50
             request = follow_up(request, text, f"And turn {turn}?")
+
+
+@pytest.mark.parametrize("kv", QUANTIZED)
+def test_answers_written_together_equal_those_written_alone(opened: OpenWith, kv: KVFormat) -> None:
+    alone = [run(opened(kv), request)[0] for request in requests()]
+    engine = opened(kv)
+    with ThreadPoolExecutor(3) as threads:
+        together = list(threads.map(lambda request: run(engine, request)[0], requests()))
+    assert together == alone
 
 
 @pytest.mark.parametrize("kv", QUANTIZED)
