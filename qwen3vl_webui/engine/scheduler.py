@@ -146,7 +146,12 @@ class Scheduler:
 
     def _begin(self, work: Work[Prepared]) -> Running:
         inputs, loaded = work.plan.inputs, self.loaded
-        slot, reused = self._cache.take(inputs.keys, work.request.conversation, work.plan.chosen.rope.plan.name)
+        given = inputs.keys, work.request.conversation, work.plan.chosen.rope.plan.name
+        try:
+            slot, reused = self._cache.take(*given)
+        except SlabFull:  # all slots are as long as the longest was, which may be gone
+            self._cache.clear()
+            slot, reused = self._cache.take(*given)
         try:
             self._cache.reserve(slot, inputs.tokens + min(work.plan.budget.answer_tokens, RESERVED))
             reading = PromptReading(

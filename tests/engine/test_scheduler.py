@@ -230,6 +230,17 @@ def test_who_does_not_fit_beside_the_others_waits_for_them(open_engine: Open) ->
     assert max(len(step) for step in steps.seen) < 3
 
 
+def test_after_a_long_conversation_short_ones_are_answered_together(open_engine: Open) -> None:
+    engine = open_engine(context_length=4096)
+    engine._cache.most_tokens = 4096
+    run(engine, ask("word " * 300, conversation="long"))
+    steps = Steps(engine)
+    requests = [ask(f"Say {n}.", conversation=str(n)) for n in range(4)]
+    for consumer, request in zip(steps.together(*requests), requests, strict=True):
+        assert text_of(consumer.whole()) == run(open_engine(), request)[0]
+    assert max(len(step) for step in steps.seen) == 4
+
+
 # Trouble
 
 
