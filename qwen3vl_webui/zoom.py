@@ -135,8 +135,8 @@ def question_of(request: GenerationRequest) -> str:
 
 
 def widest_gap(plan: FramePlan) -> float:
-    """Seconds between neighbouring moments, at most; the ends of the clip count."""
-    edges = [plan.clip.start, *plan.stamps, plan.clip.end]
+    """Seconds between neighbouring pictures, at most; the ends of the clip count."""
+    edges = [plan.clip.start, *plan.seconds, plan.clip.end]
     return max(after - before for before, after in zip(edges, edges[1:], strict=False))
 
 

@@ -153,3 +153,13 @@ def test_closing_stops_the_reading_that_runs(plan: FramePlan) -> None:
 def test_what_wants_a_closer_look() -> None:
     assert wants_closer("At what second does he open the door?") and wants_closer("他在什么时候打开电脑？")
     assert not wants_closer("Summarise the talk.") and not wants_closer("总结一下")
+
+
+@pytest.mark.parametrize("seconds", [7.3, 30.0, 60.0])
+def test_a_short_film_at_two_pictures_a_second_is_read_once(tmp_path: Path, seconds: float) -> None:
+    film = open_upload(colour_clip(tmp_path / "film.mp4", seconds))
+    assert isinstance(film, Clip)
+    plan = plan_frames(film, read_times(film), budget=100_000, frame_pixels=(4096, 16_384))
+    engine = ScriptedEngine("It begins at 0:03.")
+    read(engine, asking(plan, "When does it begin?"))
+    assert len(engine.requests) == 1
