@@ -20,12 +20,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, get_args
 
 import av
 import pymupdf
 from PIL import Image
 
+from qwen3vl_webui.draft import Attached, Draft
+from qwen3vl_webui.engine.contract import TokenEvent
+from qwen3vl_webui.media import storyboard
+from qwen3vl_webui.media.upload import open_upload
+from qwen3vl_webui.media.values import Clip
+from qwen3vl_webui.prompt import lay_out
+from qwen3vl_webui.settings import KVCacheKind, Quantization
+from qwen3vl_webui.zoom import look_closer
 from training.cases import Case, Exchange, Level, Moment, Still, make_case
 from training.evaluate import STAMP, is_right
 
@@ -113,30 +121,32 @@ def draw(folder: Path, seed: str, kinds: Sequence[str], weights: Sequence[float]
     return Drawn(tuple(files), kind, exchanges)
 
 
-def through_engine(model: str, threads: int) -> Ask:
-    """Ask the engine in this process, by the way the page takes: open, lay out, generate."""
+def through_engine(
+    model: str, threads: int, *, quantization: Quantization = "none", kv_cache: KVCacheKind = "auto", zoom: bool = True
+) -> Ask:
+    """Ask the engine in this process, by the way the page takes: open, look through, lay out, read, look closer."""
     import torch
 
-    from qwen3vl_webui.draft import Attached, Draft
-    from qwen3vl_webui.engine.contract import TokenEvent
     from qwen3vl_webui.engine.local import LocalEngine
-    from qwen3vl_webui.media.upload import open_upload
     from qwen3vl_webui.model.loading import load
-    from qwen3vl_webui.prompt import lay_out
 
     torch.set_num_threads(threads)
-    engine = LocalEngine(load(model, quantization="none"))
+    engine = LocalEngine(load(model, quantization=quantization), kv_cache=kv_cache)
 
     def ask(files: Sequence[Path], question: str) -> str:
         items = tuple(Attached(open_upload(path), name=path.name) for path in files)
-        prompt = lay_out([Draft("user", (*items, question))], engine)
-        events = engine.generate(prompt.request)
+        for item in items:
+            if isinstance(item.media, Clip) and storyboard.pays(item.media):
+                storyboard.begin(item.media)
+                storyboard.wait(item.media, 600.0)
+        request = lay_out([Draft("user", (*items, question))], engine).request
+        events = look_closer(engine, request) if zoom else engine.generate(request)
         return "".join(event.text for event in events if isinstance(event, TokenEvent) and not event.thinking)
 
     return ask
 
 
-def through_server(url: str, model: str, key: str) -> Ask:
+def through_server(url: str, model: str, key: str, *, zoom: bool = True) -> Ask:
     """Ask a running server by its API, as any client would."""
     from openai import OpenAI
 
@@ -153,7 +163,9 @@ def through_server(url: str, model: str, key: str) -> Ask:
 
     def ask(files: Sequence[Path], question: str) -> str:
         content: Any = [*map(part, files), {"type": "text", "text": question}]
-        made = client.chat.completions.create(model=model, messages=[{"role": "user", "content": content}])
+        made = client.chat.completions.create(
+            model=model, messages=[{"role": "user", "content": content}], extra_body={"zoom": zoom}
+        )
         return made.choices[0].message.content or ""
 
     return ask
@@ -208,8 +220,15 @@ def main() -> None:
     parser.add_argument("--only", choices=[kind for kind, _ in LEVEL.kinds])
     parser.add_argument("--keep", type=Path, help="a folder for the files and questions of wrong answers")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--quantization", default="none", choices=get_args(Quantization))
+    parser.add_argument("--kv-cache", default="auto", choices=get_args(KVCacheKind))
+    parser.add_argument("--zoom", action=argparse.BooleanOptionalAction, default=True, help="look twice at long videos")
     args = parser.parse_args()
-    ask = through_server(args.url, args.model, args.key) if args.url else through_engine(args.model, args.threads)
+    if args.url:
+        ask = through_server(args.url, args.model, args.key, zoom=args.zoom)
+    else:
+        options = {"quantization": args.quantization, "kv_cache": args.kv_cache, "zoom": args.zoom}
+        ask = through_engine(args.model, args.threads, **options)
     print(
         json.dumps(measure(ask, seed=args.seed, cases=args.cases, only=args.only, keep=args.keep), ensure_ascii=False)
     )
