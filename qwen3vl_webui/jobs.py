@@ -64,6 +64,7 @@ class Job:
         self._version = 0
         self._watchers: set[tuple[asyncio.AbstractEventLoop, asyncio.Future[int]]] = set()
         self._stopping = threading.Event()
+        self._note = ""
         self._saved: float | None = None  # time.monotonic() of the last write
         self._thread: threading.Thread | None = None
 
@@ -107,7 +108,8 @@ class Job:
             with self._lock:
                 self._watchers.discard(watcher)
 
-    def start(self, request: GenerationRequest, zoom: bool = False) -> None:
+    def start(self, request: GenerationRequest, zoom: bool = False, note: str = "") -> None:
+        self._note = note
         self._thread = threading.Thread(target=self._write, args=(request, zoom), name="answer", daemon=True)
         self._thread.start()
 
@@ -135,7 +137,8 @@ class Job:
                     case FinishEvent():
                         closer = self._progress.closer
                         spans = {"closer": [list(span) for span in closer]} if closer else {}
-                        return self._end("done", event.note, statistics_of(event) | spans)
+                        note = "\n".join(filter(None, (self._note, event.note)))
+                        return self._end("done", note, statistics_of(event) | spans)
                     case _:
                         assert_never(event)
                 if self._stopping.is_set():
@@ -234,10 +237,17 @@ class Jobs:
         self._jobs: dict[str, Job] = {}  # the latest of each conversation
 
     def start(
-        self, owner: str, conversation_id: str, turn_id: str, request: GenerationRequest, *, zoom: bool = False
+        self,
+        owner: str,
+        conversation_id: str,
+        turn_id: str,
+        request: GenerationRequest,
+        *,
+        zoom: bool = False,
+        note: str = "",
     ) -> Job:
         """Begins to write the answer turn `turn_id`, which is saved and `partial`, and returns at once. With `zoom`
-        the moments a first reading names are read again (`zoom.py`).
+        the moments a first reading names are read again (`zoom.py`); `note` is kept with a whole answer.
 
         Raises Conflict while another answer is written in this conversation, Overloaded when the owner has too many.
         Whatever the engine refuses ends the job `failed`.
@@ -260,7 +270,7 @@ class Jobs:
             else:
                 refusal = None
                 self._jobs[conversation_id] = job
-                job.start(request, zoom)
+                job.start(request, zoom, note)
         if refusal is not None:
             if not any(other.turn_id == turn_id for other in running):  # else nobody would ever write its end
                 failed = replace(turn, state="failed", note=refusal.sentence)

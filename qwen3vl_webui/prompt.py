@@ -35,6 +35,7 @@ from qwen3vl_webui.media.sampling import fit_document, fit_image, plan_frames
 from qwen3vl_webui.media.segments import Storyboard
 from qwen3vl_webui.media.values import PATCH_SIDE, Clip, Cue, FramePlan, Image, Media, Part
 from qwen3vl_webui.media.video import read_times
+from qwen3vl_webui.relevance import choose_pages, written_pages
 from qwen3vl_webui.showing import File, Named, open_all
 
 LABEL_TOKENS = 16  # `<7123.4 seconds>` and two vision marks: 11 with Qwen's tokenizer, 15 with one that is smaller
@@ -58,6 +59,7 @@ class Shown:
     height: int = 0
     moments: tuple[float, ...] = ()  # seconds of a video's stamps
     pages: tuple[int, ...] = ()  # of a PDF, 1-based
+    of_pages: int = 0  # how many it has, where only those nearest to the question fit the context
     span: tuple[float, float] | None = None  # of a video, in seconds, when it is not shown whole
     looked: float | None = None  # share of a video looked through, while its moments are spread evenly for want of it
     lines: tuple[int, int] = (0, 0)  # of subtitles: how many are shown, of how many
@@ -72,6 +74,7 @@ class Prompt:
     parts: tuple[Part, ...]
     shown: tuple[Shown, ...]
     named: tuple[Named, ...] = ()
+    note: str = ""  # sentences that belong below the answer, a line each: what was not looked at
 
 
 def build(
@@ -108,12 +111,63 @@ def _still_there(attachments: Sequence[Attachment], media: Callable[[Attachment]
 def lay_out(
     drafts: Sequence[Draft], engine: Engine, options: Options | None = None, *, conversation: str = ""
 ) -> Prompt:
-    """Messages with every file sized so that prompt and answer fit the context.
+    """Messages with every file sized so that prompt and answer fit the context. Of PDFs that are too long for it, the
+    pages nearest to the question.
 
     Raises TooLong with the numbers and what would fit, MediaError when a page or span does not exist.
     """
     options = options or Options()
     opened, named = open_all(drafts, options)
+    try:
+        return _lay_out(drafts, opened, named, engine, options, conversation)
+    except TooLong:
+        pages = sum(len(item.pages) for items in opened for item in items if isinstance(item, File))
+        if options.pages or pages < 2:
+            raise
+        found, least, most = None, 1, pages - 1
+        while least <= most:  # as many pages as fit
+            count = (least + most + 1) // 2
+            fewer = nearest_pages(drafts, opened, count)
+            try:
+                found, least = _lay_out(drafts, fewer, named, engine, options, conversation), count + 1
+            except TooLong:
+                most = count - 1
+        if found is None:
+            raise
+        return found
+
+
+def nearest_pages(
+    drafts: Sequence[Draft], opened: Sequence[Sequence[str | File]], count: int
+) -> list[list[str | File]]:
+    """The same files with only `count` pages of their PDFs, those nearest to the last words; every PDF keeps one."""
+    question = "\n".join(item for item in drafts[-1].items if isinstance(item, str))
+    documents = [item for items in opened for item in items if isinstance(item, File) and item.pages]
+    texts = [text for file in documents for text in file.texts]
+    chosen = set(choose_pages(question, texts, count))
+    begin = 0
+    fewer: dict[File, File] = {}
+    for file in documents:
+        kept = [index for index in range(len(file.pages)) if begin + index in chosen] or [0]
+        begin += len(file.pages)
+        fewer[file] = replace(
+            file,
+            pages=tuple(file.pages[index] for index in kept),
+            points=tuple(file.points[index] for index in kept),
+            texts=tuple(file.texts[index] for index in kept),
+            of_pages=len(file.pages),
+        )
+    return [[fewer.get(item, item) if isinstance(item, File) else item for item in items] for items in opened]
+
+
+def _lay_out(
+    drafts: Sequence[Draft],
+    opened: Sequence[Sequence[str | File]],
+    named: tuple[Named, ...],
+    engine: Engine,
+    options: Options,
+    conversation: str,
+) -> Prompt:
     files = [item for items in opened for item in items if not isinstance(item, str)]
     visual = bool(files) or any(isinstance(part, Image | FramePlan) for draft in drafts for part in draft.parts or ())
     sampling = options.sampling or (engine.model.sampling if visual else engine.model.sampling_text)
@@ -138,7 +192,15 @@ def lay_out(
     shown = tuple(
         replace(_shown(file, fitted[file], len(said.get(file, ()))), looked=_looked(file, options)) for file in files
     )
-    return Prompt(request, budget, request.messages[-1].parts, shown, named)
+    note = "\n".join(_left_out_sentence(file) for file in shown if len(file.pages) < file.of_pages)
+    return Prompt(request, budget, request.messages[-1].parts, shown, named, note)
+
+
+def _left_out_sentence(file: Shown) -> str:
+    return (
+        f"Of the {file.of_pages} pages of {file.name or 'the document'}, the model was shown {written_pages(file.pages)}, "
+        "those nearest to the question. Name others in the settings to have them read."
+    )
 
 
 Fitted = dict[File, tuple[Part, ...]]
@@ -271,6 +333,9 @@ def _write(drafts: Sequence[Draft], opened: Sequence[Sequence[str | File]], fitt
             label = f"{item.kind} {number}" if totals[item.kind] > 1 else ""
             views = fitted.get(item, ())
             if item.kind == "Document":
+                if item.of_pages:
+                    shown = written_pages([page.page or 0 for page in item.pages])
+                    parts.append(f"{label or 'Document'}: pages {shown} of {item.of_pages}.\n")
                 for index, text in enumerate(item.texts):
                     parts.append(f"{label}, Page" if label else "Page")
                     parts.append(f" {item.pages[index].page}: ")
@@ -358,4 +423,13 @@ def _shown(file: File, views: tuple[Part, ...], lines: int) -> Shown:
     assert isinstance(first, Image) and first.seen is not None
     width, height = first.seen
     pages = tuple(view.page for view in views if isinstance(view, Image) and view.page is not None)
-    return Shown(attached.id, attached.name, "document" if pages else "image", tokens, width, height, pages=pages)
+    return Shown(
+        attached.id,
+        attached.name,
+        "document" if pages else "image",
+        tokens,
+        width,
+        height,
+        pages=pages,
+        of_pages=file.of_pages,
+    )

@@ -41,6 +41,7 @@ class File:
     pages: tuple[Image, ...] = ()
     points: tuple[tuple[float, float], ...] = ()  # (width, height) of each page
     texts: tuple[str, ...] = ()
+    of_pages: int = 0  # how many the PDF has, where not all are shown for want of room
     moments: tuple[float, ...] = ()  # seconds of a clip that are asked about
     chosen: tuple[Pair, ...] = ()  # of a clip, by hand
     span: tuple[float, float] | None = None

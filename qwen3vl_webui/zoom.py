@@ -29,7 +29,7 @@ from qwen3vl_webui.media.values import Clip, FramePlan, Part
 from qwen3vl_webui.media.video import read_times
 from qwen3vl_webui.times import find_times
 
-NEAR_ENOUGH = 1.0  # seconds between moments below which a second look finds nothing new
+NEAR_ENOUGH = 1.5  # seconds between moments below which a second look finds little new: short clips have one a second
 MOST_SPANS = 8
 MOST_MOMENTS = 96  # of the second reading, all spans together
 FINEST = 8.0  # frames a second

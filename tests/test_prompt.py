@@ -410,3 +410,26 @@ def test_long_speech_is_thinned_evenly_to_its_share(media: dict[str, Media], tmp
     assert prompt.budget.tokens < 8_192 + 4_096 + 400
     tight = lay_out([Draft("user", items)], ScriptedEngine(context_length=3_000))
     assert tight.budget.fits and tight.shown[0].lines[0] < shown
+
+
+SMALL_PAGES = ModelInfo(name="small", checkpoint="", image_pixels=(4096, 16_384), context_length=4096)
+
+
+def test_of_a_pdf_longer_than_the_context_the_pages_nearest_to_the_question_are_shown(tmp_path: Path) -> None:
+    texts = [f"Page number {page} tells of subject {page * 11}. " * 20 for page in range(1, 61)]
+    texts[40] += " The pump 7342 fails first."
+    document = open_upload(pdf(tmp_path / "long.pdf", texts))
+    engine = ScriptedEngine(context_length=4096, model=SMALL_PAGES)
+    prompt = lay_out([Draft("user", (Attached(document, name="long.pdf"), "Why does pump 7342 fail?"))], engine)
+    (shown,) = prompt.shown
+    assert 41 in shown.pages and 1 < len(shown.pages) < shown.of_pages == 60
+    assert prompt.budget.fits and "60 pages of long.pdf" in prompt.note and "41" in prompt.note
+    text = "".join(part for part in prompt.parts if isinstance(part, str))
+    assert text.startswith("Document: pages ") and "of 60." in text and "pump 7342 fails first" in text
+
+
+def test_pages_named_by_hand_are_never_left_out(tmp_path: Path) -> None:
+    document = open_upload(pdf(tmp_path / "long.pdf", ["word " * 400] * 30))
+    engine = ScriptedEngine(context_length=4096, model=SMALL_PAGES)
+    with pytest.raises(TooLong):
+        lay_out([Draft("user", (Attached(document), "What?"))], engine, Options(pages="1-30"))

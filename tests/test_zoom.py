@@ -132,7 +132,7 @@ def test_several_times_are_read_in_order_and_neighbours_together(plan: FramePlan
 
 def test_a_known_change_narrows_the_second_reading(plan: FramePlan) -> None:
     before = plan.stamps[5]
-    cut, named = before + 0.5, before + 2.0
+    cut, named = before + 1.0, before + 2.0
     storyboard = Storyboard((Segment(0.0, cut, 1.0, 1.0), Segment(cut, 60.0, named, 1.0)), 60.0, film=False)
     ((start, end),) = spans_of(f"It turns at {named:.1f} seconds.", plan, storyboard)
     assert before - 0.3 <= start < cut < end <= cut + 1.3

@@ -353,7 +353,8 @@ function drawMeter(answer) {
   const moments = answer.shown.reduce((sum, file) => sum + (file.moments || 0), 0);
   const pages = answer.shown.reduce((sum, file) => sum + (file.pages || 0), 0);
   if (moments) pieces.push(t("meter_frames", { n: number(moments) }));
-  if (pages) pieces.push(t("meter_pages", { n: pages }));
+  const every_page = answer.shown.reduce((sum, file) => sum + (file.of_pages || file.pages || 0), 0);
+  if (pages) pieces.push(pages < every_page ? t("meter_some_pages", { n: pages, all: number(every_page) }) : t("meter_pages", { n: pages }));
   const looked = answer.shown.map((file) => file.looked).filter((share) => typeof share === "number");
   if (looked.length) { // until then moments are spread evenly; sending does not wait
     pieces.push(t("meter_looked", { n: Math.round(100 * Math.min(...looked)) }));

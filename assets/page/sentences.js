@@ -44,6 +44,8 @@ export const SENTENCES = {
   "This needs {} GiB of device memory and {} GiB are free. {}, or start a new chat.": "这需要 {1} GiB 显存，目前空闲 {2} GiB。{3}，或新建对话。",
   "Attach less, choose a shorter span or fewer pages": "请减少附件、缩短片段或减少页数",
   "Shorten the text": "请缩短文字",
+  "Of the {} pages of {}, the model was shown {}, those nearest to the question. Name others in the settings to have them read.": "“{2}”共 {1} 页，模型只看了与问题最相关的第 {3} 页。要读其他页，请在设置中填写页码。",
+  "the document": "文档",
   "Write pages as 1-3, 8; this PDF has {}.": "页码请写成 1-3, 8 的形式；这份 PDF 共 {1} 页。",
   "{} pictures do not fit the context. Attach fewer, or start a new chat.": "上下文放不下 {1} 张图片。请减少图片，或新建对话。",
   "Nothing is left of {} between these times; it is {} seconds long.": "“{1}”在这段时间内没有内容；它的时长是 {2} 秒。",

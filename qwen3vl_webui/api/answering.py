@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import aclosing, closing
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -17,8 +18,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from qwen3vl_webui.api.completions import Attachments, Chunk, chunks_of, fold
-from qwen3vl_webui.engine.contract import Engine, Event, GenerationRequest
+from qwen3vl_webui.engine.contract import Engine, Event, FinishEvent
 from qwen3vl_webui.errors import EngineError, Overloaded, UserError
+from qwen3vl_webui.prompt import Prompt
 from qwen3vl_webui.web.disconnect import while_connected
 from qwen3vl_webui.web.protection import is_anonymous
 from qwen3vl_webui.web.refusals import error_object
@@ -66,10 +68,12 @@ class Answer:
         self._events: Generator[Event, None, None] | None = None
         self._first: Event | None = None
 
-    async def accept(self, prepare: Callable[[], GenerationRequest], *, zoom: bool = False) -> None:
+    async def accept(self, prepare: Callable[[], Prompt], *, zoom: bool = False) -> None:
         """Returns when the engine has accepted the prompt; raises a UserError when it has not."""
-        request = await to_thread.run_sync(prepare, limiter=self._threads)
-        self._events = answers_of(look_closer(self._engine, request)) if zoom else self._engine.generate(request)
+        prompt = await to_thread.run_sync(prepare, limiter=self._threads)
+        request = prompt.request
+        events = look_closer(self._engine, request) if zoom else self._engine.generate(request)
+        self._events = answer_events(events, prompt.note)
         self._first = await to_thread.run_sync(next, self._events, None, limiter=self._threads)
         if self._first is None:
             raise EngineError("The engine gave no answer. Try again.")
@@ -117,11 +121,13 @@ class Answer:
                 leave()
 
 
-def answers_of(events: Generator[Event | Closer, None, None]) -> Generator[Event, None, None]:
-    """Without the steps on the way, which have no place in the API."""
+def answer_events(events: Generator[Event | Closer, None, None], note: str) -> Generator[Event, None, None]:
+    """Without the steps on the way, which have no place in the API; the prompt's note stands with the engine's."""
     with closing(events):
         for event in events:
-            if not isinstance(event, Closer):
+            if isinstance(event, FinishEvent):
+                yield replace(event, note="\n".join(filter(None, (note, event.note))))
+            elif not isinstance(event, Closer):
                 yield event
 
 

@@ -18,10 +18,10 @@ from qwen3vl_webui.api.completions import FILE_ID, INLINE, Attachments, sampling
 from qwen3vl_webui.api.schema import ChatRequest, read_chat_request
 from qwen3vl_webui.api.upload_form import receive_form
 from qwen3vl_webui.draft import Attached, Options
-from qwen3vl_webui.engine.contract import Engine, GenerationRequest, ModelInfo
+from qwen3vl_webui.engine.contract import Engine, ModelInfo
 from qwen3vl_webui.engine.opening import OpeningEngine
 from qwen3vl_webui.errors import NotFound, NotReady, UserError
-from qwen3vl_webui.prompt import lay_out
+from qwen3vl_webui.prompt import Prompt, lay_out
 from qwen3vl_webui.services import Services
 from qwen3vl_webui.store.store import Stored
 from qwen3vl_webui.web.byte_ranges import FileRange
@@ -86,7 +86,7 @@ def add_completions(router: APIRouter, services: Services) -> None:
         attachments = Attachments(store, owner)
         answer = Answer(engine, attachments, places, owner)
         try:
-            await answer.accept(lambda: build_request(wanted, attachments, engine, owner), zoom=bool(wanted.zoom))
+            await answer.accept(lambda: build_prompt(wanted, attachments, engine, owner), zoom=bool(wanted.zoom))
         except BaseException:
             await answer.close()
             raise
@@ -147,7 +147,7 @@ def add_files(router: APIRouter, services: Services) -> None:
         return FileRange(stored.path, kind, stored.digest[:32], download_as=stored.name)
 
 
-def build_request(wanted: ChatRequest, attachments: Attachments, engine: Engine, owner: str) -> GenerationRequest:
+def build_prompt(wanted: ChatRequest, attachments: Attachments, engine: Engine, owner: str) -> Prompt:
     """Opens the files the messages name and lays them out. Blocks."""
     drafts = attachments.drafts(wanted.messages)
     visual = any(isinstance(item, Attached) for draft in drafts for item in draft.items)
@@ -156,7 +156,7 @@ def build_request(wanted: ChatRequest, attachments: Attachments, engine: Engine,
         patience=STORYBOARD_PATIENCE,
         priority=wanted.priority or "chat",
     )
-    return lay_out(drafts, engine, options, conversation=f"api:{owner}:{wanted.user or ''}").request
+    return lay_out(drafts, engine, options, conversation=f"api:{owner}:{wanted.user or ''}")
 
 
 async def read_body(request: Request, limit: int) -> bytes:

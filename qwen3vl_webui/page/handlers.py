@@ -127,7 +127,9 @@ class Desk:
         conversation = self.store.save(owner, conversation)
         assert conversation.leaf is not None
         zoom = bool(options.get("zoom", True))
-        job = self.services.jobs.start(owner, conversation.id, conversation.leaf, prompt.request, zoom=zoom)
+        job = self.services.jobs.start(
+            owner, conversation.id, conversation.leaf, prompt.request, zoom=zoom, note=prompt.note
+        )
         return conversation, job
 
     def show(self, owner: str, asked: Asked) -> Conversation:

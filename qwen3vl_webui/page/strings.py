@@ -128,6 +128,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "meter_memory": ("{needed} of {free} GiB memory", "显存 {needed} / {free} GiB"),
     "meter_frames": ("{n} moments", "{n} 个时刻"),
     "meter_looked": ("looking through the video: {n} %", "正在浏览视频：{n} %"),
+    "meter_some_pages": ("{n} of {all} pages, nearest to the question", "{all} 页中与问题最相关的 {n} 页"),
     "meter_pages": ("{n} pages", "{n} 页"),
     "meter_lines": ("{n} subtitle lines", "{n} 行字幕"),
     "meter_some_lines": ("{n} of {all} subtitle lines", "{n} / {all} 行字幕"),

@@ -141,6 +141,7 @@ def view_price(prompt: Prompt) -> dict[str, Any]:
                 "height": file.height,
                 "moments": len(file.moments),
                 "pages": len(file.pages),
+                "of_pages": file.of_pages,
                 "looked": None if file.looked is None else round(file.looked, 2),
                 "span": file.span,
                 "lines": file.lines,

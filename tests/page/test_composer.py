@@ -180,7 +180,7 @@ def library(house, tmp_path):
         yield library
 
 
-def test_a_file_on_the_server_is_opened_by_its_path(visit, library):
+def test_a_file_on_the_server_is_opened_by_its_path(library, visit):
     here = visit(at=library)
     here.page.click("[title='Open a file on the server']")
     assert here.page.evaluate("document.activeElement === document.querySelector('.qv-path input')")
