@@ -197,8 +197,9 @@ def _lay_out(
 
 
 def _left_out_sentence(file: Shown) -> str:
+    pages = written_pages(file.pages)
     return (
-        f"Of the {file.of_pages} pages of {file.name or 'the document'}, the model was shown {written_pages(file.pages)}, "
+        f"Of the {file.of_pages} pages of {file.name or 'the document'}, the model was shown {pages}, "
         "those nearest to the question. Name others in the settings to have them read."
     )
 

@@ -416,8 +416,8 @@ SMALL_PAGES = ModelInfo(name="small", checkpoint="", image_pixels=(4096, 16_384)
 
 
 def test_of_a_pdf_longer_than_the_context_the_pages_nearest_to_the_question_are_shown(tmp_path: Path) -> None:
-    texts = [f"Page number {page} tells of subject {page * 11}. " * 20 for page in range(1, 61)]
-    texts[40] += " The pump 7342 fails first."
+    texts = ["\n".join([f"Page number {page} tells of subject {page * 11}."] * 20) for page in range(1, 61)]
+    texts[40] += "\nThe pump 7342 fails first."
     document = open_upload(pdf(tmp_path / "long.pdf", texts))
     engine = ScriptedEngine(context_length=4096, model=SMALL_PAGES)
     prompt = lay_out([Draft("user", (Attached(document, name="long.pdf"), "Why does pump 7342 fail?"))], engine)
@@ -429,7 +429,7 @@ def test_of_a_pdf_longer_than_the_context_the_pages_nearest_to_the_question_are_
 
 
 def test_pages_named_by_hand_are_never_left_out(tmp_path: Path) -> None:
-    document = open_upload(pdf(tmp_path / "long.pdf", ["word " * 400] * 30))
+    document = open_upload(pdf(tmp_path / "long.pdf", ["\n".join(["word " * 10] * 30)] * 30))
     engine = ScriptedEngine(context_length=4096, model=SMALL_PAGES)
     with pytest.raises(TooLong):
         lay_out([Draft("user", (Attached(document), "What?"))], engine, Options(pages="1-30"))

@@ -15,6 +15,7 @@ const SHOWN = 40; // messages on the page at once; earlier ones by a button
 let root, scroller, rows, earlier, newest;
 let shown = SHOWN;
 let follows = true; // whether the view keeps to the newest words
+let held = false; // a finger or button is down: nothing may move away from under it
 const views = new Map(); // turn id -> row with its parts
 
 export function mount({ element, trigger, watch, value }) {
@@ -30,6 +31,8 @@ export function mount({ element, trigger, watch, value }) {
     newest.hidden = distance < 240;
   }, { passive: true });
   new ResizeObserver(() => { if (follows) toBottom(); }).observe(rows);
+  scroller.addEventListener("pointerdown", () => { held = true; }, { passive: true });
+  for (const end of ["pointerup", "pointercancel"]) addEventListener(end, () => setTimeout(() => { held = false; }, 50), { passive: true });
   watch(receive);
   on("live", renderLive);
   on("sent", render);
@@ -318,5 +321,5 @@ function renderLive() {
 
 function toBottom(force = false) {
   if (force) follows = true;
-  if (follows && !rows.classList.contains("qv-empty")) scroller.scrollTop = scroller.scrollHeight;
+  if ((force || !held) && follows && !rows.classList.contains("qv-empty")) scroller.scrollTop = scroller.scrollHeight;
 }

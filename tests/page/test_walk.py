@@ -63,6 +63,7 @@ def test_a_slow_press_on_a_growing_paragraph_opens_the_link(visit, house):
 def test_a_tap_on_a_growing_paragraph_opens_the_link(visit, house):
     house.engine.script = [ANSWER, *(f"word{n} " for n in range(400))]
     house.engine.pace = 0.02
+    house.engine.gate = Gate(after=1)
     here = visit(viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
     here.ask("When?", "colours.mp4")
     link = here.page.wait_for_selector("a.qv-cite:has-text('第12秒')")
@@ -72,6 +73,7 @@ def test_a_tap_on_a_growing_paragraph_opens_the_link(visit, house):
     words = len(here.answer())
     touch = here.page.context.new_cdp_session(here.page)
     touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": finger})
+    house.engine.gate.release()  # the words come while the finger is down
     here.page.wait_for_function(
         "words => document.querySelector('.qv-answer .qv-text').innerText.length > words + 20", arg=words
     )
