@@ -39,6 +39,7 @@ def test_a_stamp_opens_its_second_while_the_answer_streams(visit, house):
 def test_a_slow_press_on_a_growing_paragraph_opens_the_link(visit, house):
     house.engine.script = [ANSWER, *(f"word{n} " for n in range(400))]
     house.engine.pace = 0.02
+    house.engine.gate = Gate(after=1)
     here = visit()
     here.ask("When?", "colours.mp4")
     here.page.wait_for_selector("a.qv-cite:has-text('第12秒')", timeout=30_000)
@@ -52,6 +53,7 @@ def test_a_slow_press_on_a_growing_paragraph_opens_the_link(visit, house):
     )
     here.page.mouse.move(x, y)
     here.page.mouse.down()
+    house.engine.gate.release()
     here.page.wait_for_timeout(150)  # a human press: the paragraph is made anew several times meanwhile
     assert here.page.locator(".qv-writing").count() == 1
     here.page.mouse.up()
