@@ -247,8 +247,10 @@ def test_visitors_do_not_see_each_others_files(made: Path, tmp_path: Path) -> No
         paper = site.upload(made / "paper.pdf")
         assert site.client.get(f"/page/{paper['id']}/1.webp").status_code == 200
         stranger = httpx.Client(base_url=site.address)
-        for path in ("media/{}", "media/{}/state", "page/{}/1.webp", "picture/{}.webp", "thumb/{}/1.webp"):
-            assert "no such file" in site.error(stranger.get("/" + path.format(paper["id"])), 404)
+        paths = ["media/{}", "media/{}/state", "page/{}/1.webp", "picture/{}.webp", "thumb/{}/1.webp"]
+        paths += [f"media/{{}}/{rest}" for rest in ("tracks", "tracks/0.vtt", "around?t=1", "frame.png?t=1")]
+        for path in [*paths, "media/{}/beside/{}.vtt", "media/{}/clip.mp4?start=0&end=1"]:
+            assert "no such file" in site.error(stranger.get("/" + path.replace("{}", paper["id"])), 404)
 
 
 def test_the_login_covers_the_media(made: Path, tmp_path: Path) -> None:
@@ -372,6 +374,42 @@ def test_a_server_that_stops_cancels_the_copy(tmp_path: Path) -> None:
         assert state_of(site, stored["id"])["play"] == "making"
     left = [path.name for path in (tmp_path / "data" / "media").rglob("*.play.mp4*")]
     assert left in ([], [f"{stored['digest']}.play.mp4"])
+
+
+def test_subtitles_chapters_and_neighbours_of_a_second(site: Site, made: Path, tmp_path: Path) -> None:
+    path = clips.with_subtitles(
+        made / "film.mp4",
+        tmp_path / "talk.mkv",
+        [("subrip", "eng", [(1.0, 2.0, "a < b")])],
+        [(0, 2, "One"), (2, 4, "二")],
+    )
+    talk, words = site.upload(path), tmp_path / "a.srt"
+    words.write_bytes(clips.srt([(0.5, 1.0, "你好")]).encode("gbk"))
+    beside = site.upload(words)
+    assert (beside["kind"], beside["lines"]) == ("subtitles", 1)
+    known = site.client.get(f"/media/{talk['id']}/tracks").json()
+    assert known["tracks"] == [{"language": "eng", "title": "", "default": False, "lines": 1}]
+    assert [(each["t"], each["title"]) for each in known["chapters"]] == [(0.0, "One"), (2.0, "二")]
+    track = site.client.get(f"/media/{talk['id']}/tracks/0.vtt")
+    assert track.headers["content-type"].startswith("text/vtt")
+    assert track.text == "WEBVTT\n\n00:00:01.000 --> 00:00:02.000\na &lt; b\n"
+    assert "你好" in site.client.get(f"/media/{talk['id']}/beside/{beside['id']}.vtt").text
+    for wrong in (
+        f"{talk['id']}/tracks/1.vtt",
+        f"{talk['id']}/tracks/-1.vtt",
+        f"{beside['id']}/tracks",
+        f"{beside['id']}/tracks/0.vtt",
+        f"{talk['id']}/beside/{talk['id']}.vtt",
+        f"{talk['id']}/beside/nobody.vtt",
+        f"{beside['id']}/around?t=1",
+    ):
+        assert site.client.get(f"/media/{wrong}").status_code == 404, wrong
+    around = site.client.get(f"/media/{talk['id']}/around", params={"t": 1.25}).json()
+    assert (around["before"], around["at"], around["after"]) == pytest.approx((1.1, 1.2, 1.3), abs=0.002)
+    first = site.client.get(f"/media/{talk['id']}/around", params={"t": 0}).json()
+    assert first["before"] is None
+    last = site.client.get(f"/media/{talk['id']}/around", params={"t": 99}).json()
+    assert last["after"] is None
 
 
 def test_a_frame_and_a_part_are_saved(site: Site, made: Path) -> None:
