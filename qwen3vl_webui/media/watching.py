@@ -36,11 +36,12 @@ from qwen3vl_webui.media.pictures import EXACT, Pictures, set_threads
 
 Message = tuple[Any, ...]
 Look = tuple[float, np.ndarray]  # seconds, probe
+Shot = tuple[float, VideoFrame]
 
 STRIDE = 24.0  # seconds between two keyframes that are always compared
 STEP = 0.5  # seconds between probes of a pass over every picture
-TRUST = 6  # parts in a row whose changes packets told of, before they are taken at their word
-AUDIT = 10  # of those taken at their word, each such one is looked into
+TRUST = 4  # parts in a row whose changes packets told of, before they are taken at their word
+FIRST_AUDIT, LAST_AUDIT = 8, 64  # parts taken at their word before one is looked into again: more as trust grows
 FINE_STEP = 0.1  # seconds between probes around a change
 PAIRS = 24  # compared to learn what is usual
 NEAR = 0.7  # seconds between two pictures of a group that are compared to learn
@@ -127,6 +128,19 @@ class Film:
                 latest = seconds
                 yield seconds, self.probe(frame)
 
+    def looks(self, start: float, end: float, counted: bool = False) -> Iterator[tuple[float, np.ndarray, list[Shot]]]:
+        """(seconds, probe, shots between it and the one before) at least `STEP` apart.
+
+        The shots are not made into probes yet: only where something has changed that tells when.
+        """
+        latest, held = -np.inf, list[Shot]()
+        for seconds, frame in self.every(start, end, counted):
+            if seconds >= latest + STEP - EXACT:
+                yield seconds, self.probe(frame), held
+                latest, held = seconds, []
+            elif seconds >= (held[-1][0] if held else latest) + FINE_STEP and frame.width * frame.height <= HELD:
+                held.append((seconds, frame))
+
 
 def learn(film: Film) -> Eye:
     """What is usual: within the groups of some keyframes, and where keyframes are dense, from one to the next."""
@@ -182,6 +196,7 @@ class Leap:
         self.untold = restlessness(film.packets) >= TELLING  # packets may not tell of a change
         self.quiet = restlessness(film.packets) < QUIET  # they tell of what comes and goes
         self.agreed = self.trusted = 0  # parts looked into in a row whose packets told the truth; and not looked into
+        self.audit = FIRST_AUDIT
         self.seen, self.clear = suspects(film.packets)
         self.keyframes = keyframes
 
@@ -260,6 +275,7 @@ class Leap:
             foretold = clear or [end]
             agree = len(found) == len(foretold) and np.abs(np.subtract(found, foretold)).max() <= LEAST_GAP
             self.agreed = self.agreed + 1 if agree else 0
+            self.audit = min(2 * self.audit, LAST_AUDIT) if self.agreed > TRUST else FIRST_AUDIT
 
     def largest_from(self, seconds: float) -> float:
         """Bytes of the largest packet of a change that begins then: how much it is beside others."""
@@ -271,8 +287,8 @@ class Leap:
         """Whether packets have told of every change that was looked into; now and then it is looked into again."""
         if self.untold or self.agreed < TRUST:
             return False
-        self.trusted += 1
-        return self.trusted % AUDIT > 0
+        self.trusted = (self.trusted + 1) % self.audit
+        return self.trusted > 0
 
     def decode(
         self, start: float, end: float, last: np.ndarray | None, changed: bool
@@ -281,14 +297,15 @@ class Leap:
 
         Returns the picture shown at the end.
         """
-        probes = self.film.probes_in(start, end, FINE_STEP)
-        _, first = next(probes, (start, None))
+        looks = self.film.looks(start, end)
+        _, first, _ = next(looks, (start, None, []))
         if first is None:
             return last
         watch, found = Watch(self.eye, first), False
-        for seconds, probe in itertools.chain(probes, [(end, last), (end, last)]):
+        at_end: list[tuple[float, np.ndarray, list[Shot]]] = [(end, last, [])] * 2 if last is not None else []
+        for seconds, probe, shots in itertools.chain(looks, at_end):
             before = watch.shown
-            began = None if probe is None else watch.look(seconds, probe)
+            began = watch.look(seconds, probe, ((second, self.film.probe(frame)) for second, frame in shots))
             if began is not None:
                 found = True
                 yield "change", began, self.eye.change(before, watch.shown), before
@@ -323,22 +340,16 @@ def watch_all(
         return
     with opening.open_container(file) as container:
         film = Film(container, packets, starts)
-        watch, row, held = Watch(eye, first[0]), deque(first[:1], maxlen=LAG), list[tuple[float, VideoFrame]]()
-        latest, number = -np.inf, 0
-        for seconds, frame in film.every(begin, end, counted):
-            if seconds < latest + STEP - EXACT:  # kept for a moment, should something have changed by the next probe
-                if seconds >= (held[-1][0] if held else latest) + FINE_STEP and frame.width * frame.height <= HELD:
-                    held.append((seconds, frame))
-                continue
-            probe, before = film.probe(frame), watch.shown
-            began = watch.look(seconds, probe, ((second, film.probe(other)) for second, other in held))
+        watch, row = Watch(eye, first[0]), deque(first[:1], maxlen=LAG)
+        for number, (seconds, probe, shots) in enumerate(film.looks(begin, end, counted), 1):
+            before = watch.shown
+            began = watch.look(seconds, probe, ((second, film.probe(frame)) for second, frame in shots))
             if began is not None:
                 yield "change", began, watch.eye.change(before, watch.shown), before
             near.append(block_differences(row[-1], probe))
             if len(row) == LAG:
                 far.append(block_differences(row[0], probe))
             row.append(probe)
-            latest, number, held = seconds, number + 1, []
             if number % LEARNING == 0:
                 yield "at", watch.began or seconds
                 watch.eye = Eye.learn(near, far)

@@ -273,3 +273,22 @@ def test_it_can_be_cancelled(lecture, monkeypatch):
     while not closed and time.monotonic() < deadline:
         time.sleep(0.01)
     assert closed and storyboard.reading(clip).state == "none"
+
+
+def test_broken_bytes_give_a_storyboard_or_one_sentence(lecture, folder):
+    names = ["screen.mp4", "dense.mp4", "hevc.mkv", "broadcast.ts", "flash.flv"]
+    boards = 0
+    for seed in range(15):
+        random = np.random.default_rng(seed)
+        raw = bytearray(lecture(names[seed % len(names)])[1].path.read_bytes())
+        for position in random.integers(0, len(raw) if seed % 2 else 4000, 1 + 4 * seed):
+            raw[position] = random.integers(256)
+        path = folder / "broken"
+        path.write_bytes(raw)
+        try:
+            board = read(video.probe(path, f"broken {seed}"))
+            boards += 1
+            assert board.segments[0].start == 0 and board.segments[-1].end == board.seen
+        except MediaError as error:
+            assert error.sentence.endswith(".")
+    assert boards > 5
