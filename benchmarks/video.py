@@ -173,7 +173,11 @@ def measure(
             for gop, options in GOPS.items():
                 once = (kept or folder) / f"{kind}_{gop}.mp4"
                 if not once.exists():
-                    lectures.write(once, script, noise=NOISE[kind], preset="veryfast", **PICTURES[kind], **options)
+                    unfinished = once.with_name("unfinished.mp4")
+                    lectures.write(
+                        unfinished, script, noise=NOISE[kind], preset="veryfast", **PICTURES[kind], **options
+                    )
+                    unfinished.rename(once)
                 short, repeats = folder / "short.mp4", max(1, round(minutes * 60 / part))
                 lectures.repeat(once, short, part, repeats)
                 clip = video.probe(short, f"{kind} {gop} short")
