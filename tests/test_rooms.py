@@ -21,6 +21,8 @@ def ours(*rooms):
     return [f"{HOUSE}.{room}" for room in rooms]
 
 
+LOCAL_ENGINE = ("engine/local.py", "engine/scheduler.py", "engine/running.py")
+
 # A room (a file, or a folder with its slash) and what none of its files may import.
 NEVER = {
     "settings.py": ours("media", "engine", "model", "page", "store", "prompt", "jobs", *SERVING),
@@ -79,12 +81,12 @@ NEVER = {
 
 # A library, and the only rooms that may import it.
 HOME = {
-    **dict.fromkeys(DEEP_LEARNING, ("model/", "engine/local.py", "engine/scheduler.py")),
+    **dict.fromkeys(DEEP_LEARNING, ("model/", *LOCAL_ENGINE)),
     **dict.fromkeys(DECODERS, ("media/",)),
     **dict.fromkeys(("openai", "httpx"), ("engine/remote.py",)),
     **dict.fromkeys(("gradio", "gradio_client"), ("page/",)),
     "sqlite3": ("store/",),
-    f"{HOUSE}.model": ("model/", "engine/local.py", "engine/scheduler.py"),
+    f"{HOUSE}.model": ("model/", *LOCAL_ENGINE),
 }
 
 

@@ -20,7 +20,8 @@ from qwen3vl_webui.engine.contract import (
     SamplingParams,
 )
 from qwen3vl_webui.engine.queue import RequestQueue, Work
-from qwen3vl_webui.engine.scheduler import Prepared, Scheduler
+from qwen3vl_webui.engine.running import Prepared
+from qwen3vl_webui.engine.scheduler import Scheduler
 from qwen3vl_webui.errors import TooLong
 from qwen3vl_webui.media.image import read_pixels
 from qwen3vl_webui.media.video import read_frames

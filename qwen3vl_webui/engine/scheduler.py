@@ -10,23 +10,21 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from itertools import chain
 
 import numpy as np
 import torch
 
-from qwen3vl_webui.engine.contract import Budget, FinishEvent, PrefillEvent, Timings
+from qwen3vl_webui.engine.contract import FinishEvent, PrefillEvent, Timings
 from qwen3vl_webui.engine.queue import RequestQueue, Work
+from qwen3vl_webui.engine.running import Prepared, Running
 from qwen3vl_webui.errors import EngineError, OutOfMemory, UserError
-from qwen3vl_webui.model.cache import KVCache, SlabFull, Slot
+from qwen3vl_webui.model.cache import KVCache, SlabFull
 from qwen3vl_webui.model.drafts import Drafts
 from qwen3vl_webui.model.forward import Run, TextModel
-from qwen3vl_webui.model.inputs import Inputs
 from qwen3vl_webui.model.loading import LoadedModel
 from qwen3vl_webui.model.planner import round_up
 from qwen3vl_webui.model.reading import Chunk, PromptReading
-from qwen3vl_webui.model.rope import Chosen
 from qwen3vl_webui.model.streaming import AnswerText
 from qwen3vl_webui.model.vision import Vision
 from qwen3vl_webui.model.writing import AnswerWriting
@@ -38,42 +36,8 @@ LEAST_CHUNK = 64
 CHUNK_SECONDS = 1.0  # what a chunk may take when nobody else is being answered, so that stopping stays prompt
 SHARED_SECONDS = 0.25  # ... when others are: they wait for it at each token
 WRITING_SHARE = 1.0  # seconds of writing for each second of reading, while there is both
-AHEAD = 256  # positions whose cos and sin are computed at once while writing
 RESERVED = 1024  # tokens of answer that are given room before anything is read
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
-
-
-@dataclass(frozen=True)
-class Prepared:
-    inputs: Inputs
-    budget: Budget
-    chosen: Chosen
-
-    @property
-    def tokens(self) -> int:
-        """Prompt and answer together."""
-        return self.inputs.tokens + self.budget.answer_tokens
-
-
-@dataclass(eq=False)
-class Running:
-    """One request in its slot: read while `reading` is set, then written."""
-
-    work: Work[Prepared]
-    slot: Slot
-    reused: int
-    reading: PromptReading | None
-    writing: AnswerWriting
-    started: float = field(default_factory=time.monotonic)
-    read: float = 0.0  # time.monotonic() when the whole prompt was
-    served: int = 0  # the step that last read of its prompt
-    retried: bool = False
-    turns: tuple[int, torch.Tensor, torch.Tensor] | None = None  # cos and sin from an answer token on
-    drafts: Drafts | None = None
-
-    @property
-    def priority(self) -> int:
-        return self.work.rank
 
 
 class Scheduler:
@@ -287,7 +251,7 @@ class Scheduler:
         for writer, draft in zip(writers, drafts, strict=True):
             count = 1 + len(draft)
             self._cache.reserve(writer.slot, writer.slot.length + count)
-            cos_sin.append(self._turns(writer, count))
+            cos_sin.append(writer.turns(count))
             runs.append(Run(writer.slot, writer.slot.length, count))
         if writers:
             tokens = [[writer.writing.ids[-1], *draft] for writer, draft in zip(writers, drafts, strict=True)]
@@ -342,16 +306,6 @@ class Scheduler:
         if writer.drafts is None:
             writer.drafts = Drafts(writer.work.plan.inputs.ids, self._never)
         return writer.drafts.guess(writing.ids, writing.most_tokens - len(writing.ids) - 1)
-
-    def _turns(self, writer: Running, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin (count, head_dim) from the answer's last token on, which stands after the prompt on all axes."""
-        index = len(writer.writing.ids) - 1
-        if writer.turns is None or not 0 <= index - writer.turns[0] <= AHEAD - count:
-            first = writer.work.plan.inputs.next_position + index
-            ahead = torch.arange(first, first + AHEAD, device=self.loaded.device).expand(3, -1)
-            writer.turns = (index, *writer.work.plan.chosen.rope.cos_sin(ahead))
-        first, cos, sin = writer.turns
-        return cos[index - first : index - first + count], sin[index - first : index - first + count]
 
     def _write(self, running: Running, logits: torch.Tensor, draft: list[int]) -> None:
         """The next token of an answer, and those after it as far as `draft` guessed right; its end when it has come.
