@@ -217,6 +217,21 @@ def measure(
     return told
 
 
+def measure_seeds(seeds: Sequence[int], seconds: float = 150.0) -> dict[str, Any]:
+    """What is seen of small lectures of many seeds, clean and with camera noise: no reading is timed."""
+    told = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in ("clean", "camera"):
+            for gop, options in GOPS.items():
+                for seed in seeds:
+                    script, path = lectures.lecture(seed, seconds), Path(folder) / "small.mp4"
+                    lectures.write(path, script, size=(640, 360), noise=NOISE[kind], preset="veryfast", **options)
+                    *_, board = storyboard.read_storyboard(video.probe(path, f"{kind} {gop} {seed}"))
+                    row = {"total": len(script.states), **quality(script, 1, board)}
+                    told[f"{kind}, GOP {gop}, seed {seed}"] = row
+    return told
+
+
 def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     flags.add_argument("--hours", type=float, default=2.0, help="0 leaves the long files out")
@@ -225,8 +240,13 @@ def main() -> None:
     flags.add_argument("--kinds", nargs="*", choices=list(SEEDS), default=list(SEEDS))
     flags.add_argument("--long", nargs="*", choices=list(SEEDS), default=["clean"], help="kinds made hours long too")
     flags.add_argument("--keep", type=Path, help="a folder in which the encoded parts stay for the next run")
+    flags.add_argument("--seeds", type=int, nargs="*", help="instead: what is seen of small lectures of these seeds")
     given = flags.parse_args()
-    found = measure(given.hours, given.part, given.minutes, given.kinds, given.long, given.keep)
+    found = (
+        measure_seeds(given.seeds)
+        if given.seeds
+        else measure(given.hours, given.part, given.minutes, given.kinds, given.long, given.keep)
+    )
     head = {"date": datetime.date.today().isoformat(), "device": f"{os.cpu_count()} CPU cores, {platform.machine()}"}
     print(json.dumps({**head, **found}, indent=2))
 
