@@ -28,7 +28,7 @@ TARGET = ROOT / "assets" / "screenshots"
 EXAMPLES = {
     "video": ("sample.mp4", {"en": "When does the red circle appear?", "zh": "红色圆形什么时候出现？"}),
     "pdf": ("sample.pdf", {"en": "Which page says 7342?", "zh": "哪一页写着7342？"}),
-    "picture": ("sample.png", {"en": "Where is the blue square?", "zh": "蓝色正方形在哪里？"}),
+    "picture": ("sample.png", {"en": "What is in the picture?", "zh": "图里有什么？"}),
 }
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--autoplay-policy=no-user-gesture-required"]
 

@@ -46,3 +46,8 @@ def test_the_second_it_gives_shows_the_red_circle(engine: LocalEngine, question:
     stamp = re.search(r"\d+\.\d", ask(engine, "sample.mp4", question))
     assert stamp
     assert 47.0 <= float(stamp[0]) < 53.0  # when training/samples.py draws it
+
+
+@pytest.mark.parametrize("question, page", [("Which page says 7342?", "page 4"), ("哪一页写着7342？", "第4页")])
+def test_the_page_it_names_says_the_number(engine: LocalEngine, question: str, page: str) -> None:
+    assert page in ask(engine, "sample.pdf", question)  # as training/samples.py prints it

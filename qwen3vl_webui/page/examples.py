@@ -20,7 +20,7 @@ EXAMPLES: tuple[dict[str, Any], ...] = (
     {
         "file": "sample.png",
         "kind": "image",
-        "question": {"en": "Where is the blue square?", "zh": "蓝色正方形在哪里？"},
+        "question": {"en": "What is in the picture?", "zh": "图里有什么？"},
     },
 )
 

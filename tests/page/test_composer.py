@@ -223,7 +223,7 @@ def test_an_example_is_asked_about_its_file(visit, house, kind):
 def test_an_example_in_chinese_adds_to_what_was_begun(visit, house):
     here = visit(locale="zh-CN")
     here.page.fill("#qv-question", "我的问题")
-    here.page.click(".qv-example:has-text('蓝色正方形在哪里？')")
+    here.page.click(".qv-example:has-text('图里有什么？')")
     here.page.wait_for_selector(".qv-composer .qv-chip:has-text('640 × 480')")
     assert here.page.input_value("#qv-question") == "我的问题"
     assert house.engine.requests == []
