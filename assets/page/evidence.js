@@ -27,11 +27,22 @@ export function mount({ element }) {
   on("thread", ({ other }) => { if (other) closeAll(); draw(); });
   on("answered", schedule);
   on("evidence", reveal);
-  on("language", () => { for (const viewer of viewers.values()) viewer.close(); viewers.clear(); const file = state.thread.files[current]; draw(); if (file) show(file); });
+  on("language", renew);
   addEventListener("keydown", (event) => {
     if (event.key === "Escape" && document.body.classList.contains("qv-evidence-up") && small()) { event.preventDefault(); reveal(false); }
   });
   draw();
+}
+
+/** Everything in the other language, at the evidence that was open. */
+function renew() {
+  const file = state.thread.files[current];
+  const link = shownHref && readLink(shownHref);
+  for (const viewer of viewers.values()) viewer.close();
+  viewers.clear();
+  cited.dataset.key = "";
+  draw();
+  if (file) show(file, link?.file.id === file.id ? link : undefined);
 }
 
 const small = () => matchMedia("(max-width: 900px)").matches;

@@ -113,6 +113,18 @@ def test_the_screen_reader_hears_the_answer_once_it_is_whole(visit, house):
     assert here.page.get_attribute(".qv-rows", "aria-live") == "polite"
 
 
+def test_another_language_keeps_the_evidence_that_is_open(visit, house):
+    house.engine.script = ANSWER
+    here = visit()
+    here.ask("And?", "colours.mp4")
+    here.settled()
+    here.page.click("a.qv-cite:has-text('第12秒')")
+    here.sees_second(12)
+    here.page.click("#qv-language")
+    here.page.wait_for_selector(".qv-cited h2:has-text('引用')")
+    here.sees_second(12)
+
+
 def test_the_keyboard_opens_a_link(visit, house):
     house.engine.script = ANSWER
     here = visit()
