@@ -263,6 +263,7 @@ function accepted(sent) {
 
 function refused({ sent, error }) {
   complain(error);
+  if (error.code === "context_length_exceeded") count(0); // the plan that would fit stands beside the sentence again
   if (sent.do === "send") box.focus();
 }
 
@@ -378,6 +379,6 @@ function drawMeter(answer) {
   }
 }
 
-const planWords = (plan) => t("meter_plan", { plan: plan.pages ? `${t("pages")} ${plan.pages}` : t("plan_frames") });
+const planWords = (plan) => t("meter_plan", { plan: t("pages" in plan ? "plan_pages" : "plan_frames") });
 
 const short = (value) => (value < 10_000 ? number(value) : `${Math.round(value / 1000)}K`);

@@ -206,7 +206,7 @@ function answer(turn) {
   const thoughtsTitle = h("span");
   const thinking = h("details.qv-thoughts", { hidden: true }, h("summary", {}, icon("right", 14), thoughtsTitle), thoughts);
   const text = h("div.qv-text");
-  const steps = h("div.qv-steps", { hidden: true });
+  const steps = h("div.qv-closer", { hidden: true });
   const progress = h("div.qv-progress", { hidden: true });
   const note = h("div.qv-note", { hidden: true, role: "status" });
   const foot = h("div.qv-foot");

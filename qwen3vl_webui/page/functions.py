@@ -16,7 +16,6 @@ from qwen3vl_webui.conversation import Conversation
 from qwen3vl_webui.errors import NotFound, TooLong, Unsupported, UserError
 from qwen3vl_webui.events import FORMATS, find_events, write_events
 from qwen3vl_webui.export import to_json, to_markdown
-from qwen3vl_webui.media.values import Document
 from qwen3vl_webui.page.handlers import Asked, Desk, unforeseen, view_error
 from qwen3vl_webui.page.linking import linked, sources_of
 from qwen3vl_webui.page.views import view_files, view_price, view_status
@@ -118,7 +117,7 @@ def make_functions(services: Services) -> dict[str, Function]:
 
 
 def fitting_plan(desk: Desk, conversation: Conversation, options: dict[str, Any]) -> dict[str, Any] | None:
-    """Settings that would make a message fit: frames chosen by the model's budget, or the first pages of its PDF."""
+    """Settings that would make a message fit: moments and pages chosen within the model's budget."""
 
     def fits(change: dict[str, Any]) -> bool:
         changed = {key: value for key, value in {**options, **change}.items() if value is not None}
@@ -128,19 +127,8 @@ def fitting_plan(desk: Desk, conversation: Conversation, options: dict[str, Any]
             return False
         return True
 
-    automatic: dict[str, Any] = {key: None for key in ("fps", "most_moments") if key in options}
-    if automatic and fits(automatic):
-        return automatic
-    documents = [
-        media for media in map(desk.store.media, conversation.path[-1].attachments) if isinstance(media, Document)
-    ]
-    if not documents or "pages" in options:
-        return None
-    low, high = 0, min(document.pages for document in documents)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits({"pages": f"1-{middle}"}) else (low, middle - 1)
-    return {"pages": f"1-{low}"} if low else None
+    automatic: dict[str, Any] = {key: None for key in ("fps", "most_moments", "pages") if key in options}
+    return automatic if automatic and fits(automatic) else None
 
 
 def full(services: Services) -> dict[str, Any]:

@@ -140,6 +140,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "named_whole": ("Not narrowed to {spans} of {name}.", "未限定到 {name} 的 {spans}。"),
     "named_undo": ("Read all of it", "读取全部"),
     "named_redo": ("Only that part", "只读这一段"),
+    "plan_pages": ("the pages nearest to the question", "与问题最相关的页"),
     "plan_frames": ("frames chosen automatically", "自动选择画面"),
     # thread
     "you": ("You", "你"),

@@ -28,7 +28,10 @@ def test_what_does_not_fit_is_refused_with_the_plan_that_would(visit, house):
     here = visit()
     context, house.engine.context_length = house.engine.context_length, 3_000
     try:
-        here.attach("contract.pdf")
+        here.attach("colours.mp4")
+        here.page.click("#qv-open-settings")
+        here.page.fill("#qv-fps", "25")  # by hand: it is kept or refused
+        here.page.keyboard.press("Escape")
         here.page.fill("#qv-question", "Sum it up.")
         here.page.wait_for_selector(".qv-trouble:has-text('tokens')", timeout=30_000)
         here.page.press("#qv-question", "Enter")
@@ -37,9 +40,25 @@ def test_what_does_not_fit_is_refused_with_the_plan_that_would(visit, house):
         assert here.page.locator(".qv-composer .qv-chip").count() == 1
         here.page.wait_for_selector(".qv-trouble .qv-small", timeout=30_000, state="attached")
         here.page.click(".qv-trouble .qv-small")
-        here.page.wait_for_selector(".qv-gauge:has-text('pages')", timeout=30_000)
+        here.page.wait_for_selector(".qv-gauge:has-text('moments')", timeout=30_000)
         here.page.press("#qv-question", "Enter")
         here.settled()
+    finally:
+        house.engine.context_length = context
+
+
+def test_of_a_long_pdf_the_nearest_pages_are_shown_and_the_answer_says_which(visit, house):
+    here = visit()
+    context, house.engine.context_length = house.engine.context_length, 3_000
+    try:
+        here.attach("contract.pdf")
+        here.page.fill("#qv-question", "Sum it up.")
+        here.page.wait_for_selector(".qv-gauge:has-text('nearest to the question')", timeout=30_000)
+        here.page.press("#qv-question", "Enter")
+        here.settled()
+        here.page.wait_for_selector(".qv-answer .qv-note:has-text('pages of contract.pdf, the model was shown')")
+        here.page.click("#qv-language")
+        here.page.wait_for_selector(".qv-answer .qv-note:has-text('最相关')")
     finally:
         house.engine.context_length = context
 
