@@ -45,7 +45,7 @@ def ask(page: Any, address: str, file: str, question: str) -> str:
     page.press("#qv-question", "Enter")
     page.wait_for_selector(".qv-answer .qv-stats", timeout=120_000)
     answer = str(page.inner_text(".qv-answer .qv-text"))
-    links = page.locator(".qv-answer a.qv-cite")
+    links = page.locator(".qv-answer .qv-text a.qv-cite")
     if links.count():
         links.first.click()
     page.wait_for_timeout(2_000)  # the picture under the link settles

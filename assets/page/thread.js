@@ -254,7 +254,7 @@ function answer(turn) {
     const film = spans.length && filmOf(now);
     fill(steps, icon("zoomin", 15), t("looked_closer"), spans.map(([start, end]) => {
       const words = `${clock(Math.round(start))} – ${clock(Math.round(end))}`;
-      return film ? h("a.qv-cite", { href: `#qv?m=${film.id}&t=${start}&e=${end}` }, words) : h("span", {}, words);
+      return film ? h("a.qv-cite", { href: `#qv?m=${film.id}&t=${start.toFixed(3)}&e=${end.toFixed(3)}` }, words) : h("span", {}, words);
     }));
   };
 

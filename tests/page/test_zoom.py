@@ -9,7 +9,7 @@ pytestmark = pytest.mark.browser
 
 def ask_about_a_sparse_film(visit, house, zoom=True):
     """The film is shown in six moments, so that a time read off it is coarse."""
-    answers = iter(["It turns at 9.6 seconds.", "It turns at 11.5 seconds."])
+    answers = iter(["It turns at 9.7 seconds.", "It turns at 11.5 seconds."])
     house.engine.script = lambda request: next(answers)
     here = visit()
     here.page.click("#qv-open-settings")
@@ -43,4 +43,4 @@ def test_it_can_be_turned_off(visit, house):
     here = ask_about_a_sparse_film(visit, house, zoom=False)
     here.ask("When does it turn?", "colours.mp4")
     here.settled()
-    assert here.answer() == "It turns at 9.6 seconds." and here.page.locator(".qv-closer").is_hidden()
+    assert here.answer() == "It turns at 9.7 seconds." and here.page.locator(".qv-closer").is_hidden()
