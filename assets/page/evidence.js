@@ -121,7 +121,7 @@ function schedule() {
 
 function collect() {
   const found = new Map();
-  for (const anchor of document.querySelectorAll(".qv-thread a.qv-cite")) {
+  for (const anchor of document.querySelectorAll(".qv-thread .qv-text a.qv-cite")) {
     const href = anchor.getAttribute("href");
     const link = readLink(href);
     if (!link || link.file.id !== current || found.has(href)) continue;
