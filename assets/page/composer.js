@@ -37,10 +37,29 @@ export function mount({ element, server }) {
     h("p.qv-hint", { t: "hint" }),
     picker);
   listen(root);
-  draw();
+  takeUp();
+  redraw();
+}
+
+const DRAFT = "qv.draft";
+
+/** Gradio loads the page anew when its server is back: what was begun goes on in this tab. */
+function putAside() {
+  const draft = { text: box.value, items: items.filter((item) => item.stored).map(({ name, size, stored }) => ({ name, size, stored, state: "done" })) };
+  try { sessionStorage.setItem(DRAFT, JSON.stringify(draft)); } catch { /* no storage here */ }
+}
+
+function takeUp() {
+  try {
+    const draft = JSON.parse(sessionStorage.getItem(DRAFT) || "{}");
+    sessionStorage.removeItem(DRAFT);
+    box.value = draft.text || "";
+    items = draft.items || [];
+  } catch { /* no storage here */ }
 }
 
 function listen() {
+  addEventListener("pagehide", putAside);
   box.addEventListener("input", () => { grow(); draw(); count(); });
   box.addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;

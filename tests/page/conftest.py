@@ -188,6 +188,26 @@ class Visit:
         assert all(abs(have - want) <= 8 for have, want in zip(seen, wanted, strict=True)), (seen, wanted)
 
 
+def violations(page: Any) -> list[str]:
+    """What the page's policy forbade. Gradio's client may ask for the page anew when its server is back: then the
+    question is put to the new page."""
+    from playwright.sync_api import Error
+
+    while True:
+        page.wait_for_load_state()
+        try:
+            return list(page.evaluate("window.violations || []"))
+        except Error as trouble:
+            if "navigation" not in str(trouble):
+                raise
+
+
+def stopped(here: Visit, request: Any) -> None:
+    """A request that the page's policy stopped never went out."""
+    if request.failure in {"csp", "net::ERR_BLOCKED_BY_CSP"} and request.url in here.outside:
+        here.outside.remove(request.url)
+
+
 @pytest.fixture
 def visit(house: House, chromium: Any) -> Iterator[Callable[..., Visit]]:
     """`visit(**context options)` opens the page of `house` (or of `at`), or with `beside` another tab of that visit's
@@ -217,12 +237,13 @@ def visit(house: House, chromium: Any) -> Iterator[Callable[..., Visit]]:
                 else here.outside.append(request.url)
             ),
         )
+        page.on("requestfailed", lambda request: stopped(here, request))
         visits.append(here)
         return here.open()
 
     yield begin
     for each in visits:
-        each.complaints += each.page.evaluate("window.violations || []")
+        each.complaints += violations(each.page)
     for context in contexts:
         context.close()
     house.engine.gate.release()

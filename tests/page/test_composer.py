@@ -63,6 +63,20 @@ def test_of_a_long_pdf_the_nearest_pages_are_shown_and_the_answer_says_which(vis
         house.engine.context_length = context
 
 
+def test_what_was_begun_outlives_a_reload_of_the_page(visit, house):
+    here = visit()
+    here.attach("scene.png")
+    here.page.fill("#qv-question", "Half a que")
+    here.reload()
+    here.page.wait_for_selector(".qv-composer .qv-chip:has-text('scene.png')")
+    assert here.page.input_value("#qv-question") == "Half a que"
+    here.page.press("#qv-question", "Enter")
+    here.settled()
+    here.reload()
+    here.settled()
+    assert here.page.input_value("#qv-question") == "" and not here.page.locator(".qv-composer .qv-chip").count()
+
+
 def test_a_broken_file_gets_a_sentence_and_the_rest_goes_on(visit, house):
     here = visit()
     here.page.fill("#qv-question", "Keep this.")
