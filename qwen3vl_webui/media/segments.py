@@ -135,8 +135,11 @@ def choose_moments(storyboard: Storyboard, start: float, end: float, most: int) 
 def merge(segments: Sequence[Segment], most: int) -> list[Segment]:
     """At most `most` segments: again and again the least change is given up, and the later picture kept.
 
-    So the lines of a slide fall into the finished slide first, and what was seen before goes before what is new.
+    So the lines of a slide fall into the finished slide first, and what was seen before goes before what is new. The
+    longer what is left without a picture of its own, beyond a fair share of the whole, the dearer: no part of a film
+    of equal shots goes unseen.
     """
+    fair = (segments[-1].end - segments[0].start) / max(most, 1) if segments else 0.0
     kept: list[Segment | None] = list(segments)
     before, after = list(range(-1, len(kept) - 1)), list(range(1, len(kept) + 1))
 
@@ -145,6 +148,7 @@ def merge(segments: Sequence[Segment], most: int) -> list[Segment]:
         segment, following = kept[number], kept[after[number]]
         assert segment is not None and following is not None
         worth = following.change * (0.5 + min(1.0, (segment.end - segment.start) / 10))
+        worth *= max(1.0, (following.end - segment.start) / fair)
         return worth / 2 if segment.like is not None else worth
 
     prices = [(price(number), number) for number in range(len(kept) - 1)]

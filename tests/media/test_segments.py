@@ -146,3 +146,12 @@ def test_without_a_keyframe_it_is_the_first_settled_picture():
     assert settled(packets, 10.0, 10.4) == 10.2  # a short one: its middle
     slow = packets_of(40, [0.0], {second / 10: 4000 for second in range(100, 118)})
     assert 11.7 < settled(slow, 10.0, 20.0) < 12.1  # a slow fade is waited for
+
+
+def test_of_a_film_of_equal_shots_every_part_keeps_a_moment() -> None:
+    shots = tuple(Segment(5.0 * n, 5.0 * n + 5, 5.0 * n + 1, 0.9) for n in range(1440))
+    chosen = choose_moments(Storyboard(shots, 7200.0, film=True), 0.0, 7200.0, 40)
+    assert len(chosen) == 40
+    assert (
+        max(after - before for before, after in zip([0.0, *chosen], [*chosen, 7200.0], strict=True)) < 2.5 * 7200 / 40
+    )
