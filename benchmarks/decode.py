@@ -171,6 +171,17 @@ def measure(folder: Path, prompt_tokens: int, tokens: int, *, together: bool = F
     return row
 
 
+def heading(benchmark: str) -> dict[str, Any]:
+    """What every figure needs beside it: when, where, and what else ran."""
+    return {
+        "benchmark": benchmark,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "device": device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+        "threads": torch.get_num_threads(),
+        "load_average": round(os.getloadavg()[0], 1),
+    }
+
+
 def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     flags.add_argument("--tokens", type=int, default=256, help="tokens written")
@@ -184,14 +195,7 @@ def main() -> None:
     if given.long:
         with tempfile.TemporaryDirectory() as folder:
             rows["long_prompt"] = measure(Path(folder), given.long, min(given.tokens, 64), **LONG)
-    head = {
-        "benchmark": "decode",
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "device": device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
-        "threads": torch.get_num_threads(),
-        "load_average": round(os.getloadavg()[0], 1),
-    }
-    print(json.dumps({**head, **rows}, indent=2))
+    print(json.dumps({**heading("decode"), **rows}, indent=2))
 
 
 if __name__ == "__main__":

@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import tempfile
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.decode import THIN, WIDE, our_answer
-from benchmarks.reuse import build_checkpoint, device_name
+from benchmarks.decode import THIN, WIDE, heading, our_answer
+from benchmarks.reuse import build_checkpoint
 from qwen3vl_webui.engine.contract import GenerationRequest, Message, SamplingParams
 from qwen3vl_webui.engine.local import LocalEngine
 from qwen3vl_webui.model.loading import load
@@ -91,14 +89,7 @@ def main() -> None:
     for name, text in (("36_layers", THIN), ("8_layers_wide", WIDE)):
         with tempfile.TemporaryDirectory() as folder:
             rows[name] = measure(Path(folder), given.tokens, **text)
-    head = {
-        "benchmark": "drafts",
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "device": device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
-        "threads": torch.get_num_threads(),
-        "load_average": round(os.getloadavg()[0], 1),
-    }
-    print(json.dumps({**head, **rows}, indent=2))
+    print(json.dumps({**heading("drafts"), **rows}, indent=2))
 
 
 if __name__ == "__main__":

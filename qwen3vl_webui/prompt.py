@@ -31,14 +31,13 @@ from qwen3vl_webui.errors import TooLong, Unsupported, UserError
 from qwen3vl_webui.media import storyboard as storyboards
 from qwen3vl_webui.media.captions import thinned, woven, written
 from qwen3vl_webui.media.moments import plan_chosen, with_moments
-from qwen3vl_webui.media.sampling import fit_document, fit_image, plan_frames
+from qwen3vl_webui.media.sampling import LABEL_TOKENS, fit_document, fit_image, plan_frames
 from qwen3vl_webui.media.segments import Storyboard
 from qwen3vl_webui.media.values import PATCH_SIDE, Clip, Cue, FramePlan, Image, Media, Part
 from qwen3vl_webui.media.video import read_times
 from qwen3vl_webui.relevance import choose_pages, written_pages
 from qwen3vl_webui.showing import File, Named, open_all
 
-LABEL_TOKENS = 16  # `<7123.4 seconds>` and two vision marks: 11 with Qwen's tokenizer, 15 with one that is smaller
 CPU_VIDEO_TOKENS = 8_192  # what a laptop reads in patience; notes: 64 moments at 448 x 256
 CUDA_VIDEO_TOKENS = 32_768  # about 20 s of prefill for 4B on a 24 GB card; more can be set by hand
 CPU_WORDS_TOKENS = 4_096  # of subtitles; 2 h of dense speech have about 36,000

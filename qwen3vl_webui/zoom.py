@@ -23,7 +23,7 @@ from qwen3vl_webui.engine.contract import (
 )
 from qwen3vl_webui.errors import UserError
 from qwen3vl_webui.media import storyboard as storyboards
-from qwen3vl_webui.media.sampling import plan_frames
+from qwen3vl_webui.media.sampling import LABEL_TOKENS, plan_frames
 from qwen3vl_webui.media.segments import Storyboard
 from qwen3vl_webui.media.values import Clip, FramePlan, Part
 from qwen3vl_webui.media.video import read_times
@@ -33,7 +33,6 @@ NEAR_ENOUGH = 1.5  # seconds between moments below which a second look finds lit
 MOST_SPANS = 8
 MOST_MOMENTS = 96  # of the second reading, all spans together
 FINEST = 8.0  # frames a second
-LABEL_TOKENS = 16  # around each moment, as in prompt.py
 MARGIN = 0.2  # seconds on both sides of a span
 AROUND_A_CHANGE = 1.0  # seconds before and after a change the storyboard knows
 
@@ -94,7 +93,7 @@ def look_closer(engine: Engine, request: GenerationRequest) -> Generator[Event |
     yield finish
 
 
-def _second_answer(engine: Engine, request: GenerationRequest) -> Generator[Event | Closer, None, FinishEvent | None]:
+def _second_answer(engine: Engine, request: GenerationRequest) -> Generator[Event, None, FinishEvent | None]:
     """The second reading's answer, held back until it names a time; None when it names none, and then nothing of it
     was told: the first reading saw more of the film."""
     held: list[TokenEvent] | None = []

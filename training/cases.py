@@ -594,10 +594,6 @@ def video_case(level: Level, random: Random) -> Case:
     return Case(tuple(moments), branches_of(make, level, random))
 
 
-def page_text(random: Random, longest: int) -> str:
-    return printed(random, longest)
-
-
 def document_case(level: Level, random: Random) -> Case:
     """The pages of a PDF, each a picture and mostly its text layer."""
     count = random.randint(*level.pages)

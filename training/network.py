@@ -263,10 +263,6 @@ def forward(model: Any, batch: Batch, dtype: torch.dtype, *, everywhere: bool = 
     return linear(rms_norm(x.to(dtype), language.norm), model.lm_head)
 
 
-def loss_of(logits: Tensor, batch: Batch) -> Tensor:
-    return F.cross_entropy(logits.float(), batch.targets[batch.targets >= 0])
-
-
 def picture_positions(start: int, rows: int, columns: int) -> tuple[Sequence[Sequence[int]], int]:
     """Positions (3 lists) of one block of visual tokens and where the next token stands."""
     cells = [(start, start + row, start + column) for row in range(rows) for column in range(columns)]

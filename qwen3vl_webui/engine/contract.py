@@ -20,7 +20,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from qwen3vl_webui.media.values import FramePlan, Image, Part
+from qwen3vl_webui.media.values import Part
 
 Role = Literal["system", "user", "assistant"]
 Priority = Literal["interactive", "chat", "batch"]
@@ -170,7 +170,3 @@ class Engine(Protocol):
     def generate(self, request: GenerationRequest) -> Generator[Event, None, None]: ...
 
     def close(self) -> None: ...
-
-
-def has_vision(request: GenerationRequest) -> bool:
-    return any(isinstance(part, Image | FramePlan) for message in request.messages for part in message.parts)

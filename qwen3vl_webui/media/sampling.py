@@ -35,6 +35,8 @@ KEYFRAME_REACH = 5.0  # seconds a moment of such a clip may move to reach a keyf
 DOCUMENT_SCALE = 2.0  # 144 dpi: pixels per point
 DOCUMENT_LONGEST = 1500  # px
 DOCUMENT_LEAST_TOKENS = 512  # per page: below it print is no longer read
+# around a moment or page: `<7123.4 seconds>` and two vision marks are 11 with Qwen's tokenizer, 15 with a smaller one
+LABEL_TOKENS = 16
 PAGE_OVERHEAD = 12  # tokens around a page: vision marks and its "Page 12"
 
 

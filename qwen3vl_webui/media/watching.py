@@ -50,7 +50,6 @@ FEWEST_PAIRS = 8  # of neighbouring keyframes to learn from
 LEARNING = 32  # probes of a pass to learn from before it begins, and after which thresholds are learned anew
 LAG = 4  # probes between two that are compared to learn
 REMEMBERED = 128  # comparisons of a pass that thresholds are learned from
-LEAST_LEAF = 0.5  # seconds between keyframes that are precise enough
 FILM_SENSITIVITY = 2.0  # with which a cut that packets tell of is looked for
 KEPT_PROBES = 64
 MOST_DAMAGED = 8  # keyframes in a row

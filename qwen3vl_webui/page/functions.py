@@ -118,17 +118,14 @@ def make_functions(services: Services) -> dict[str, Function]:
 
 def fitting_plan(desk: Desk, conversation: Conversation, options: dict[str, Any]) -> dict[str, Any] | None:
     """Settings that would make a message fit: moments and pages chosen within the model's budget."""
-
-    def fits(change: dict[str, Any]) -> bool:
-        changed = {key: value for key, value in {**options, **change}.items() if value is not None}
-        try:
-            desk.prompt(conversation, changed)
-        except UserError:
-            return False
-        return True
-
     automatic: dict[str, Any] = {key: None for key in ("fps", "most_moments", "pages") if key in options}
-    return automatic if automatic and fits(automatic) else None
+    if not automatic:
+        return None
+    try:
+        desk.prompt(conversation, {key: value for key, value in options.items() if key not in automatic})
+    except UserError:
+        return None
+    return automatic
 
 
 def full(services: Services) -> dict[str, Any]:
