@@ -1,9 +1,10 @@
 # Runs on the NVIDIA container runtime; without a GPU it answers with the small demo model.
 # PyMuPDF inside is AGPL-3.0 (or commercial): whoever passes this image on must offer its source. See README, Licence.
+# gcc and the headers of Python are for Triton, which builds what launches its kernels on the machine it finds.
 FROM nvidia/cuda:13.0.1-runtime-ubuntu24.04
 
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends python3 python3-venv curl \
+    && apt-get install -y --no-install-recommends python3 python3-venv python3-dev gcc libc6-dev curl \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 10001 qwen \
     && mkdir -p /data /weights && chown qwen /data /weights

@@ -63,6 +63,7 @@ def open_engine(settings: Settings, progress: Progress) -> Engine:
         settings.context_length,
         rope_scaling=settings.rope_scaling,
         kv_cache=settings.kv_cache,
+        decode=settings.decode,
         snapshots=snapshots,
     )
 

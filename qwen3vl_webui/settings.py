@@ -15,6 +15,7 @@ import platformdirs
 Quantization = Literal["none", "8bit", "4bit", "auto"]
 KVCacheKind = Literal["auto", "bf16", "int8", "int4"]
 RopeScaling = Literal["auto", "none", "yarn", "ntk"]
+Decode = Literal["auto", "eager"]
 Hub = Literal["huggingface", "modelscope"]
 
 DEMO_MODEL = Path(__file__).resolve().parent.parent / "assets" / "demo-model"
@@ -47,6 +48,7 @@ class Settings:
     context_length: int | None = None
     rope_scaling: RopeScaling = "auto"
     kv_cache: KVCacheKind = "auto"
+    decode: Decode = "auto"
     data_dir: Path = Path(platformdirs.user_data_dir("qwen3vl-webui", appauthor=False))
     media_dir: Path | None = None
     hub: Hub = "huggingface"
@@ -111,6 +113,11 @@ def parser() -> argparse.ArgumentParser:
         "--kv-cache",
         choices=["auto", "bf16", "int8", "int4"],
         help="keys and values of the context (auto: the finest that holds it)",
+    )
+    flags.add_argument(
+        "--decode",
+        choices=["auto", "eager"],
+        help="how tokens are written on CUDA: own kernels (auto), or torch's operations one by one",
     )
     flags.add_argument("--data-dir", type=Path, help="where conversations and files are kept")
     flags.add_argument("--media-dir", type=Path, help="a folder whose files may be opened by path on the page")

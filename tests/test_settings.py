@@ -47,6 +47,7 @@ def test_unprotected_host_is_refused(capsys: pytest.CaptureFixture[str]) -> None
         ["--context-length", "0"],
         ["--quantization", "3bit"],
         ["--kv-cache", "int2"],
+        ["--decode", "fast"],
         ["--rope-scaling", "dynamic"],
         ["--vram", "0"],
         ["--media-dir", "/does/not/exist"],

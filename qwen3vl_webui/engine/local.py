@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -25,7 +26,7 @@ from qwen3vl_webui.engine.scheduler import Scheduler
 from qwen3vl_webui.errors import TooLong
 from qwen3vl_webui.media.image import read_pixels
 from qwen3vl_webui.media.video import read_frames
-from qwen3vl_webui.model.cache import KVCache
+from qwen3vl_webui.model.cache import Kernel, KVCache
 from qwen3vl_webui.model.checkpoint import revision_of
 from qwen3vl_webui.model.decode import check
 from qwen3vl_webui.model.forward import TextModel
@@ -53,6 +54,8 @@ class LocalEngine:
     on a CPU) and, like the features of pictures, in `snapshots`.
     Positions are those trained on; with `rope_scaling` yarn or ntk those it stretches to. `auto` stretches (YaRN) only
     where `context_length` asks for more.
+    `decode` auto: on CUDA tokens are written by Triton's kernels, where they can be built and agree with torch;
+    kernels: on any device (a CPU interprets them, slowly); eager: never.
     Media is read by `read_pixels` and `read_frames`, and only when the prompt reaches it.
     """
 
@@ -63,16 +66,18 @@ class LocalEngine:
         *,
         rope_scaling: RopeScaling = "auto",
         kv_cache: KVCacheKind = "auto",
+        decode: Literal["auto", "eager", "kernels"] = "auto",
         parked_bytes: int | None = None,
         snapshots: Snapshots | None = None,
         read_pixels: ReadPixels = read_pixels,
         read_frames: ReadFrames = read_frames,
     ) -> None:
         self._loaded = loaded
+        on_cuda = loaded.device.type == "cuda"
         kv = pick_kv(loaded, kv_cache, context_length)
         revision = f"{revision_of(loaded.folder)} {loaded.info.quantization} {loaded.dtype}" if snapshots else ""
         if parked_bytes is None:  # on a CPU it would be the same memory
-            parked_bytes = host_memory_free() // 4 if loaded.device.type == "cuda" else 0
+            parked_bytes = host_memory_free() // 4 if on_cuda else 0
         text = loaded.config.text_config
         self._ropes = Ropes(text, rope_scaling, loaded.device, loaded.dtype)
         self._cache = KVCache(
@@ -83,6 +88,7 @@ class LocalEngine:
             device=loaded.device,
             kv=kv,
             shelf=Shelf(parked_bytes, snapshots, f"{revision} {kv}"),
+            kernel=pick_kernel(loaded, kv) if decode == "kernels" or (on_cuda and decode == "auto") else None,
         )
         log.info("keys and values: %s, %s bytes a token", kv_name(self._cache), f"{self._cache.bytes_per_token:,}")
         tails = self._cache.most_slots * self._cache.bytes_per_slot
@@ -196,6 +202,18 @@ def pick_kv(loaded: LoadedModel, kv_cache: KVCacheKind, context_length: int | No
         if choose_kv(loaded.shape, room, context_length) == kv:
             return kv
     return "int4"
+
+
+def pick_kernel(loaded: LoadedModel, kv: KVFormat) -> Kernel | None:
+    """Triton's attention for the rows that are written; None where it is not installed or not to be trusted."""
+    try:
+        from qwen3vl_webui.model import kernels
+    except ImportError as error:
+        log.info("answers are written without Triton: %s", error)
+        return None
+    text = loaded.config.text_config
+    heads = text.num_attention_heads, text.num_key_value_heads, head_dim_of(text)
+    return kernels.decode if kernels.is_trusted(kv, *heads, loaded.dtype, loaded.device) else None
 
 
 def host_memory_free() -> int:

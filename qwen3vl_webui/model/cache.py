@@ -7,14 +7,19 @@ first token; cropping moves a length and touches no memory. `capacity` is in tok
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from qwen3vl_webui.model.formats import Held, Part, format_of, keepable
+from qwen3vl_webui.model.formats import Held, Part, Places, format_of, keepable
 from qwen3vl_webui.model.planner import ROUND, KVFormat, round_up
 from qwen3vl_webui.model.shelf import Parked, Shelf, common_prefix
+
+Kernel = Callable[
+    [KVFormat, Mapping[str, torch.Tensor], Places, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor
+]
 
 
 class SlabFull(Exception):
@@ -76,7 +81,8 @@ class Slot:
 
 class KVCache:
     """`most_tokens` bounds slots x capacity (None: no bound); conversations used longest ago make room. What leaves the
-    slab is put on the `shelf`, if it has any place."""
+    slab is put on the `shelf`, if it has any place. With a `kernel` (`kernels.decode`) single rows of several slots can
+    be stored and answered together."""
 
     def __init__(
         self,
@@ -90,6 +96,7 @@ class KVCache:
         most_slots: int = 4,
         most_tokens: int | None = None,
         shelf: Shelf | None = None,
+        kernel: Kernel | None = None,
     ) -> None:
         self.format = format_of(kv, head_dim, dtype)
         self.kv_heads = kv_heads
@@ -97,6 +104,7 @@ class KVCache:
         self.most_slots = most_slots
         self.most_tokens = most_tokens
         self.shelf = shelf or Shelf()
+        self.kernel = kernel
         self.capacity = 0
         self.slots: list[Slot] = []
         self.layers: list[dict[str, torch.Tensor]] = [
@@ -178,6 +186,20 @@ class KVCache:
         held: Held = {name: tensor[slot.row] for name, tensor in self.layers[layer].items()}
         halves = slot.halves(start, key.shape[0]) if self.format.group > 1 else (0, 0)
         return self.format.attend(held, halves, start, query, key, value)
+
+    def places(self, rows: Sequence[tuple[Slot, int]]) -> Places:
+        """Of the next row of each slot, which stands at that many tokens."""
+        halves = [slot.halves(start, 1)[0] if self.format.group > 1 else 0 for slot, start in rows]
+        numbers = [slot.row for slot, _ in rows], [start for _, start in rows], halves
+        return Places(*torch.tensor(numbers, dtype=torch.int32).to(self.device))
+
+    def decode(
+        self, layer: int, places: Places, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
+        """As `attend`, for one row of each of B slots at once: key and value (B, kv_heads, head_dim), query and answer
+        (B, heads, head_dim). Only with a `kernel`."""
+        assert self.kernel is not None
+        return self.kernel(self.format.name, self.layers[layer], places, query, key, value)
 
     def rewind(self, slot: Slot, length: int) -> None:
         """Keeps exactly the first `length` tokens of an answer that is being written. Where their group has no exact

@@ -21,6 +21,16 @@ BLOCK = {"cpu": 2048, "cuda": CUDA_BLOCK}  # stored tokens made exact at once
 
 
 @dataclass(frozen=True)
+class Places:
+    """Where the new rows of B conversations are written, one each: int32 (B,) on the device. `rows` of the slab;
+    `starts` tokens stand before them; `halves` of the ring that holds their group exactly (0 in formats without)."""
+
+    rows: torch.Tensor
+    starts: torch.Tensor
+    halves: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Part:
     """One entry of `width` values for every `tokens` tokens, or, with `tokens` 0, for the rows of two groups."""
 

@@ -1,7 +1,8 @@
 """The text model's forward pass over the KV slab, on the stock modules' weights.
 
 Rows of several conversations stand behind each other in one flat batch: N rows, cut into runs. Linear layers see all N
-at once, attention goes run by run. A prompt chunk is one run of many rows, a decode step one row per run.
+at once, attention goes run by run. A prompt chunk is one run of many rows, a decode step one row per run; where the KV
+cache has a kernel for single rows, those at the end go together.
 
 Shapes: N rows, H query heads, K KV heads, d head size.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 from qwen3vl_webui.model.cache import KVCache, Slot
+from qwen3vl_webui.model.formats import Places
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,14 @@ class Layer:
         self.gate_up = Joined([mlp.gate_proj, mlp.up_proj]) if hasattr(mlp, "gate_proj") else None
 
     def attention(
-        self, rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: KVCache, index: int, runs: Sequence[Run]
+        self,
+        rows: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        cache: KVCache,
+        index: int,
+        runs: Sequence[Run],
+        places: Places | None,
     ) -> torch.Tensor:
         count, heads, kv_heads = rows.shape[0], self.heads, self.kv_heads
         qkv = self.qkv(rows).view(count, heads + 2 * kv_heads, self.head_dim)
@@ -114,14 +124,22 @@ class Layer:
         qk = self.qk_norm(qk)
         qk = torch.addcmul(qk * cos, qk.roll(self.head_dim // 2, -1), sin)
         query, key = qk.split((heads, kv_heads), 1)  # (N, H, d), (N, K, d)
-        query = query.transpose(0, 1)[None]  # (1, H, N, d)
-        if len(runs) == 1:
-            answer = cache.attend(index, runs[0].slot, runs[0].start, query, key, value)
-        else:
+        answers = []
+        if places is not None:
+            alone = len(places.rows)
+            answers.append(cache.decode(index, places, query[-alone:], key[-alone:], value[-alone:]).view(alone, -1))
+        if runs:
             counts = [run.count for run in runs]
-            parts = zip(runs, query.split(counts, 2), key.split(counts), value.split(counts), strict=True)
-            answer = torch.cat([cache.attend(index, run.slot, run.start, q, k, v) for run, q, k, v in parts], 2)
-        return self.out(answer[0].transpose(0, 1).reshape(count, -1))
+            if places is not None:
+                query, key, value = (part[:-alone] for part in (query, key, value))
+            query = query.transpose(0, 1)[None]  # (1, H, N, d)
+            if len(runs) == 1:
+                answer = cache.attend(index, runs[0].slot, runs[0].start, query, key, value)
+            else:
+                parts = zip(runs, query.split(counts, 2), key.split(counts), value.split(counts), strict=True)
+                answer = torch.cat([cache.attend(index, run.slot, run.start, q, k, v) for run, q, k, v in parts], 2)
+            answers.insert(0, answer[0].transpose(0, 1).reshape(sum(counts), -1))
+        return self.out(torch.cat(answers) if len(answers) > 1 else answers[0])
 
     def feed_forward(self, rows: torch.Tensor) -> torch.Tensor:
         if self.gate_up is None:
@@ -152,18 +170,25 @@ class TextModel:
         cache: KVCache,
         runs: Sequence[Run],
         deepstack: DeepStack | None = None,
+        places: Places | None = None,
     ) -> torch.Tensor:
         """Embedded rows (N, hidden) and their cos and sin (N, d) -> last hidden states (N, hidden), not normalized.
 
-        The KV of all rows is written to the slots, which must have room; their `keys` are the caller's to extend.
+        The KV of all rows is written to the slots, which must have room; their `keys` are the caller's to extend. Rows
+        behind those of the runs stand one each at `places`.
         """
-        assert sum(run.count for run in runs) == len(rows)
+        if cache.kernel is not None and places is None:
+            alone = len(list(takewhile(lambda run: run.count == 1, reversed(runs))))
+            if alone:
+                places = cache.places([(run.slot, run.start) for run in runs[-alone:]])
+                runs = runs[:-alone]
+        assert sum(run.count for run in runs) + (len(places.rows) if places is not None else 0) == len(rows)
         cos, sin = cos_sin
         half = self.head_dim // 2
         cos = cos[:, None]  # (N, 1, d)
         sin = torch.cat((-sin[:, :half], sin[:, half:]), -1)[:, None]  # rotate_half's sign, so that a roll is enough
         for index, layer in enumerate(self.layers):
-            rows = rows + layer.attention(layer.norm(rows), cos, sin, cache, index, runs)
+            rows = rows + layer.attention(layer.norm(rows), cos, sin, cache, index, runs, places)
             rows = rows + layer.feed_forward(layer.mlp_norm(rows))
             if deepstack is not None and index < len(deepstack.features):
                 rows.index_add_(0, deepstack.rows, deepstack.features[index])

@@ -1,0 +1,76 @@
+"""Answers written by Triton's kernels equal those written by torch's operations, one for one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+import torch
+
+from qwen3vl_webui import model
+from qwen3vl_webui.engine import local
+from qwen3vl_webui.engine.contract import GenerationRequest
+from qwen3vl_webui.engine.local import LocalEngine
+from qwen3vl_webui.model.planner import FORMATS, KVFormat
+from tests.engine.conftest import GREEDY, Load, ask, follow_up, picture, read_frames, read_pixels, video
+from tests.engine.test_local import run, run_ids
+
+if sys.platform != "linux":
+    pytest.skip("Triton is made for Linux", allow_module_level=True)
+
+SHORT = replace(GREEDY, max_tokens=4)
+OpenWith = Callable[[KVFormat, str], LocalEngine]
+
+
+@pytest.fixture
+def opened(loaded: Load) -> Iterator[OpenWith]:
+    engines: list[LocalEngine] = []
+
+    def of(kv: KVFormat, decode: str) -> LocalEngine:
+        given = {"kv_cache": kv, "decode": decode, "read_pixels": read_pixels, "read_frames": read_frames}
+        engines.append(LocalEngine(loaded(), **given))  # type: ignore[arg-type]
+        return engines[-1]
+
+    yield of
+    for engine in engines:
+        engine.close()
+
+
+def requests() -> list[GenerationRequest]:
+    return [
+        ask(picture("cat", 128, 96), "What is this?", sampling=SHORT, conversation="a"),
+        ask("word " * 60, video("film", 5), "When does he open it?", sampling=SHORT, conversation="b"),
+        ask("他在什么时候打开电脑？", sampling=SHORT, conversation="c"),
+    ]
+
+
+@pytest.mark.parametrize("kv", FORMATS)
+def test_answers_written_together_equal_those_of_torch(opened: OpenWith, kv: KVFormat) -> None:
+    plain, engine = opened(kv, "eager"), opened(kv, "kernels")
+    assert plain._cache.kernel is None and engine._cache.kernel is not None
+    with ThreadPoolExecutor(3) as threads:
+        together = list(threads.map(lambda request: run(engine, request)[0], requests()))
+    assert together == [run(plain, request)[0] for request in requests()]
+
+
+def test_the_next_turn_reads_what_the_kernels_wrote(opened: OpenWith) -> None:
+    plain, engine = opened("int4", "eager"), opened("int4", "kernels")
+    request = requests()[0]
+    text, _, ids = run_ids(engine, request)
+    assert run_ids(plain, request)[2] == ids
+    more = follow_up(request, text, "Where?")
+    _, finish, ids = run_ids(engine, more)
+    assert finish.reused_tokens > 0 and ids == run_ids(plain, more)[2]
+
+
+def test_a_cpu_writes_without_them(opened: OpenWith) -> None:
+    assert opened("bf16", "auto")._cache.kernel is None
+
+
+def test_a_card_without_triton_writes_with_torch(loaded: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(model, "kernels", raising=False)
+    monkeypatch.setitem(sys.modules, "qwen3vl_webui.model.kernels", None)
+    assert local.pick_kernel(replace(loaded(), device=torch.device("cuda")), "int8") is None
