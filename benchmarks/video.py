@@ -9,6 +9,9 @@ slide is the last state of a visit. *Redundant* are moments beyond one a state. 
 lie in different states.
 
     python -m benchmarks.video --hours 2
+
+`--peer` reads each file with qwen-vl-utils and torchcodec too (`benchmarks/peer.py`), at their own density: 768 frames
+of two hours, as many a second of a shorter file. `--peer PYTHON` names the interpreter in which they are installed.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import datetime
 import json
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 import threading
@@ -43,6 +47,8 @@ PICTURES: dict[str, dict[str, Any]] = {"clean": {}, "camera": {}, "film": {"size
 FRAME_PIXELS = (4_096, 786_432)
 LABEL_TOKENS = 12
 BUDGETS = {"32K": 26_000, "128K": 122_000}  # tokens for pictures, 6K kept for text
+PEER_EVERY = 2 * 3600 / 768  # seconds between the frames qwen-vl-utils takes of two hours
+PEER_SECONDS = 3600.0
 
 
 class Memory:
@@ -157,12 +163,79 @@ def plans(script: lectures.Script, repeats: int, clip: Clip, board: Storyboard) 
     return told
 
 
+def pictures(clip: Clip, board: Storyboard, children: Children) -> dict[str, Any]:
+    """What reading the pictures of a plan costs on top: with them it has done what the peer does."""
+    plan = plan_frames(
+        clip,
+        video.read_times(clip),
+        storyboard=board,
+        budget=BUDGETS["128K"],
+        label_tokens=LABEL_TOKENS,
+        frame_pixels=FRAME_PIXELS,
+    )
+    memory, own, child = Memory(), time.process_time(), children.cpu()
+    for _ in video.read_frames(plan):
+        pass
+    return {
+        "moments": len(plan.patches),
+        "size": [plan.width, plan.height],
+        "cpu_seconds": round(time.process_time() - own + children.cpu() - child, 2),
+        "peak_mb_above_baseline": round(memory.stop() / 1e6),
+    }
+
+
+def beside_peer(
+    clip: Clip, board: Storyboard, cost: dict[str, Any], children: Children, python: Path
+) -> dict[str, Any]:
+    """What qwen-vl-utils needs for the same file now, and how many times less this project needed."""
+    frames = max(4, round(clip.end / PEER_EVERY / 2) * 2)
+    gib = 0.8 * status_of_machine("MemAvailable") / (1 << 30)
+    command = [
+        str(python),
+        str(Path(__file__).with_name("peer.py")),
+        str(clip.path),
+        str(frames),
+        "--gib",
+        f"{gib:.1f}",
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PEER_SECONDS, check=True)
+        peer = json.loads(done.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        peer = {"error": f"{type(error).__name__}: {error}"[:300]}
+    if "decode_cpu_seconds" not in peer:
+        return {"peer": "not measured", "why": peer.get("error", "")}
+    shown = pictures(clip, board, children)
+    with_pictures = cost["cpu_seconds"] + shown["cpu_seconds"]
+    memory = max(1, cost["peak_mb_above_baseline"], shown["peak_mb_above_baseline"])
+    return {
+        "peer": peer,
+        "pictures": shown,
+        "times_less_cpu_than_its_decoding": round(peer["decode_cpu_seconds"] / cost["cpu_seconds"], 1),
+        "times_less_cpu_than_all_of_it": round(peer["whole_cpu_seconds"] / cost["cpu_seconds"], 1),
+        "times_less_cpu_pictures_included": round(peer["whole_cpu_seconds"] / with_pictures, 1),
+        "times_less_memory": round(peer["peak_mb_above_baseline"] / memory, 1),
+    }
+
+
+def status_of_machine(name: str) -> int:
+    """Bytes, from /proc/meminfo."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
 def on_screen(times: FrameTimes, seconds: np.ndarray) -> np.ndarray:
     return times.shown[np.searchsorted(times.shown, seconds + 1e-6, side="right") - 1]
 
 
 def measure(
-    hours: float, part: float, minutes: float, kinds: Sequence[str], long_kinds: Sequence[str], kept: Path | None
+    hours: float,
+    part: float,
+    minutes: float,
+    kinds: Sequence[str],
+    long_kinds: Sequence[str],
+    kept: Path | None,
+    peer: Path | None = None,
 ) -> dict[str, Any]:
     children, told = Children(), {}
     with tempfile.TemporaryDirectory() as name:
@@ -191,6 +264,7 @@ def measure(
                         "times_less_cpu": round(whole / cost["cpu_seconds"], 1),
                         **cost,
                         **quality(script, repeats, board),
+                        **(beside_peer(clip, board, cost, children, peer) if peer else {}),
                     }
                 }
                 if kind in long_kinds and hours:
@@ -209,6 +283,7 @@ def measure(
                         **cost,
                         **quality(script, repeats, board),
                         "plans": plans(script, repeats, clip, board),
+                        **(beside_peer(clip, board, cost, children, peer) if peer else {}),
                     }
                     long.unlink()
                 told[f"{kind}, GOP {gop}"] = row
@@ -240,12 +315,20 @@ def main() -> None:
     flags.add_argument("--kinds", nargs="*", choices=list(SEEDS), default=list(SEEDS))
     flags.add_argument("--long", nargs="*", choices=list(SEEDS), default=["clean"], help="kinds made hours long too")
     flags.add_argument("--keep", type=Path, help="a folder in which the encoded parts stay for the next run")
+    flags.add_argument(
+        "--peer",
+        type=Path,
+        nargs="?",
+        const=Path(sys.executable),
+        metavar="PYTHON",
+        help="read the files with qwen-vl-utils and torchcodec too",
+    )
     flags.add_argument("--seeds", type=int, nargs="*", help="instead: what is seen of small lectures of these seeds")
     given = flags.parse_args()
     found = (
         measure_seeds(given.seeds)
         if given.seeds
-        else measure(given.hours, given.part, given.minutes, given.kinds, given.long, given.keep)
+        else measure(given.hours, given.part, given.minutes, given.kinds, given.long, given.keep, given.peer)
     )
     head = {"date": datetime.date.today().isoformat(), "device": f"{os.cpu_count()} CPU cores, {platform.machine()}"}
     print(json.dumps({**head, **found}, indent=2))
