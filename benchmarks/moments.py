@@ -85,8 +85,8 @@ def write_film(path: Path, scenes: list[Shown], seconds: float) -> None:
 
 def answers(engine: Engine, clip: Clip, question: str, zoom: bool) -> tuple[str, bool]:
     """The answer and whether a second reading was made."""
-    request = lay_out([Draft("user", (Attached(clip, name="film.mp4"), question))], engine).request
-    events = look_closer(engine, request) if zoom else engine.generate(request)
+    prompt = lay_out([Draft("user", (Attached(clip, name="film.mp4"), question))], engine)
+    events = look_closer(engine, prompt.request, prompt.said) if zoom else engine.generate(prompt.request)
     text, closer = "", False
     event: Event | Closer
     for event in events:

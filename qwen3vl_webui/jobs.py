@@ -13,8 +13,9 @@ from typing import Any, NamedTuple, assert_never
 from qwen3vl_webui.conversation import State, Turn
 from qwen3vl_webui.engine.contract import Engine, FinishEvent, GenerationRequest, PrefillEvent, TokenEvent
 from qwen3vl_webui.errors import Conflict, EngineError, NotFound, Overloaded, UserError
+from qwen3vl_webui.media.values import Cue
 from qwen3vl_webui.store.store import Store
-from qwen3vl_webui.zoom import Closer, look_closer
+from qwen3vl_webui.zoom import Closer, Look, look_closer
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class Progress:
     thinking: str = ""
     thinking_seconds: float = 0.0
     prefill: Prefill = Prefill()
-    closer: tuple[tuple[float, float], ...] = ()  # spans that are read a second time, finer
+    closer: tuple[Look, ...] = ()  # what is read a second time, finer
     state: State = "partial"
     note: str = ""
     statistics: dict[str, Any] = field(default_factory=dict)
@@ -65,6 +66,7 @@ class Job:
         self._watchers: set[tuple[asyncio.AbstractEventLoop, asyncio.Future[int]]] = set()
         self._stopping = threading.Event()
         self._note = ""
+        self._said: tuple[Cue, ...] = ()
         self._saved: float | None = None  # time.monotonic() of the last write
         self._thread: threading.Thread | None = None
 
@@ -108,8 +110,8 @@ class Job:
             with self._lock:
                 self._watchers.discard(watcher)
 
-    def start(self, request: GenerationRequest, zoom: bool = False, note: str = "") -> None:
-        self._note = note
+    def start(self, request: GenerationRequest, zoom: bool = False, note: str = "", said: tuple[Cue, ...] = ()) -> None:
+        self._note, self._said = note, said
         self._thread = threading.Thread(target=self._write, args=(request, zoom), name="answer", daemon=True)
         self._thread.start()
 
@@ -125,7 +127,9 @@ class Job:
     def _drain(self, request: GenerationRequest, zoom: bool) -> None:
         if self._stopping.is_set():
             return self._end("aborted")
-        with closing(look_closer(self._engine, request) if zoom else self._engine.generate(request)) as events:
+        with closing(
+            look_closer(self._engine, request, self._said) if zoom else self._engine.generate(request)
+        ) as events:
             for event in events:
                 match event:
                     case PrefillEvent():
@@ -133,10 +137,10 @@ class Job:
                     case TokenEvent():
                         self._token(event)
                     case Closer():
-                        self._news(closer=event.spans)
+                        self._news(closer=event.looks)
                     case FinishEvent():
                         closer = self._progress.closer
-                        spans = {"closer": [list(span) for span in closer]} if closer else {}
+                        spans = {"closer": [[look.start, look.end, *look.ways] for look in closer]} if closer else {}
                         note = "\n".join(filter(None, (self._note, event.note)))
                         return self._end("done", note, statistics_of(event) | spans)
                     case _:
@@ -245,9 +249,11 @@ class Jobs:
         *,
         zoom: bool = False,
         note: str = "",
+        said: tuple[Cue, ...] = (),
     ) -> Job:
         """Begins to write the answer turn `turn_id`, which is saved and `partial`, and returns at once. With `zoom`
-        the moments a first reading names are read again (`zoom.py`); `note` is kept with a whole answer.
+        the moments a first reading names are read again, and where `said` says what is asked for (`zoom.py`); `note` is
+        kept with a whole answer.
 
         Raises Conflict while another answer is written in this conversation, Overloaded when the owner has too many.
         Whatever the engine refuses ends the job `failed`.
@@ -270,7 +276,7 @@ class Jobs:
             else:
                 refusal = None
                 self._jobs[conversation_id] = job
-                job.start(request, zoom, note)
+                job.start(request, zoom, note, said)
         if refusal is not None:
             if not any(other.turn_id == turn_id for other in running):  # else nobody would ever write its end
                 failed = replace(turn, state="failed", note=refusal.sentence)

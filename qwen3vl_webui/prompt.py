@@ -36,7 +36,7 @@ from qwen3vl_webui.media.segments import Storyboard
 from qwen3vl_webui.media.values import PATCH_SIDE, Clip, Cue, FramePlan, Image, Media, Part
 from qwen3vl_webui.media.video import read_times
 from qwen3vl_webui.relevance import choose_pages, written_pages
-from qwen3vl_webui.showing import File, Named, open_all
+from qwen3vl_webui.showing import File, Named, lines_of, open_all
 
 CPU_VIDEO_TOKENS = 8_192  # what a laptop reads in patience; notes: 64 moments at 448 x 256
 CUDA_VIDEO_TOKENS = 32_768  # about 20 s of prefill for 4B on a 24 GB card; more can be set by hand
@@ -74,6 +74,7 @@ class Prompt:
     shown: tuple[Shown, ...]
     named: tuple[Named, ...] = ()
     note: str = ""  # sentences that belong below the answer, a line each: what was not looked at
+    said: tuple[Cue, ...] = ()  # every line of the last video, those that had no room among them: for a closer look
 
 
 def build(
@@ -192,7 +193,14 @@ def _lay_out(
         replace(_shown(file, fitted[file], len(said.get(file, ()))), looked=_looked(file, options)) for file in files
     )
     note = "\n".join(_left_out_sentence(file) for file in shown if len(file.pages) < file.of_pages)
-    return Prompt(request, budget, request.messages[-1].parts, shown, named, note)
+    return Prompt(
+        request, budget, request.messages[-1].parts, shown, named, note, _said_in_last(drafts, request, options)
+    )
+
+
+def _said_in_last(drafts: Sequence[Draft], request: GenerationRequest, options: Options) -> tuple[Cue, ...]:
+    plans = [part for message in request.messages for part in message.parts if isinstance(part, FramePlan)]
+    return lines_of(plans[-1].clip, drafts, options) if plans else ()
 
 
 def _left_out_sentence(file: Shown) -> str:

@@ -1,4 +1,4 @@
-"""Which pages of a document a question is about, by the words they share: for documents longer than the context."""
+"""What of a long document or film a question is about: by the words they share, or by what looks like them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from collections.abc import Sequence
 
 _WORD = re.compile(r"[0-9a-z_]+(?:[.,'’-][0-9a-z_]+)*|[\u3400-\u9fff\uf900-\ufaff]+", re.IGNORECASE)
 SATURATION, LENGTH_WEIGHT = 1.2, 0.75  # of Okapi BM25: the usual values
+RARE = 0.03  # share of lines: a word said more often finds none of them
+MOST_LINES, NEAR_BEST_LINE = 3, 0.6
+MOST_ALIKE, NEAR_BEST_ALIKE = 8, 0.75  # of the best: benchmarks.moments was best with it
 
 
 def words_of(text: str) -> list[str]:
@@ -59,6 +62,34 @@ def choose_pages(question: str, texts: Sequence[str], count: int) -> list[int]:
         missing = count - len(chosen)
         chosen.update(others[index * len(others) // missing] for index in range(missing))
     return sorted(chosen)
+
+
+ASKING = frozenset(  # where few lines are said, words of asking are as rare as the one that matters
+    words_of(
+        "a about all an and any appear appears are as at be by can clip did do does each every exactly film first for "
+        "from hear he here how i in is it last list many me mention mentioned mentions moment moments of often on or "
+        "said say says second seconds see seen she show shown shows speak talk talks tell that the there they this "
+        "time times to video was we were what when where which who why with you "
+        "视频 影片 出现 提到 说到 讲到 讲了 说了 什么 哪里 画面 内容"
+    )
+)
+
+
+def choose_lines(question: str, lines: Sequence[str]) -> list[int]:
+    """The indexes of at most `MOST_LINES` lines of speech that say what the question asks about, the best first: those
+    near the best that hold one of its words that is seldom said. None where no line does."""
+    having = Counter(word for line in lines for word in set(words_of(line)))
+    most = max(2.0, RARE * len(lines))
+    telling = {word for word in words_of(question) if word not in ASKING and 0 < having[word] <= most}
+    scores = scores_of(" ".join(telling), lines)
+    best = sorted((index for index, score in enumerate(scores) if score > 0), key=lambda index: -scores[index])
+    return [index for index in best[:MOST_LINES] if scores[index] >= NEAR_BEST_LINE * scores[best[0]]]
+
+
+def choose_alike(likeness: Sequence[float]) -> list[int]:
+    """The indexes of at most `MOST_ALIKE` moments, the most alike first, those far behind it left out."""
+    best = sorted((index for index, each in enumerate(likeness) if each > 0), key=lambda index: -likeness[index])
+    return [index for index in best[:MOST_ALIKE] if likeness[index] >= NEAR_BEST_ALIKE * likeness[best[0]]]
 
 
 def written_pages(pages: Sequence[int]) -> str:

@@ -148,14 +148,30 @@ def _with_words(file: File, sidecar: Attached | None, question: str, options: Op
     assert file.clip is not None
     if not options.subtitles:
         return file
-    inside = read_inside(file.clip)
+    before = written_chapters(read_inside(file.clip).chapters, file.clip)
+    return replace(file, cues=_lines(file.clip, sidecar, question), before=before)
+
+
+def _lines(clip: Clip, sidecar: Attached | None, question: str) -> tuple[Cue, ...]:
     cues: Sequence[Cue] = ()
     if sidecar is not None and isinstance(sidecar.media, Subtitles):
-        cues = read_beside(sidecar.media, file.clip.fps)
-    elif inside.tracks:
+        cues = read_beside(sidecar.media, clip.fps)
+    elif (inside := read_inside(clip)).tracks:
         cues = track_for(question, inside.tracks).cues
-    before = written_chapters(inside.chapters, file.clip)
-    return replace(file, cues=within(cues, file.clip.start, file.clip.end), before=before)
+    return within(cues, clip.start, clip.end)
+
+
+def lines_of(clip: Clip, drafts: Sequence[Draft], options: Options) -> tuple[Cue, ...]:
+    """What is said in a video of the conversation, all of it, whatever of it had room; nothing where subtitles are
+    off."""
+    files = [item for draft in drafts for item in draft.items if isinstance(item, Attached)]
+    videos = [file for file in files if isinstance(file.media, Clip)]
+    sidecars = [file for file in files if isinstance(file.media, Subtitles)]
+    video = next((file for file in reversed(videos) if file.media.digest == clip.digest), None)
+    if video is None or not options.subtitles:
+        return ()
+    words = "\n".join(item for item in drafts[-1].items if isinstance(item, str))
+    return _lines(clip, _sidecar_of(video, videos, sidecars), words)
 
 
 def track_for(question: str, tracks: Sequence[Track]) -> Track:

@@ -2,7 +2,8 @@
 
 A long film is shown a moment every few seconds, so a time read off it is no finer than that. For questions that want
 a time, every occurrence, or exact words, the neighbourhood of each time the first answer names is read again, up to
-eight frames a second and at a higher size, for the same number of tokens.
+eight frames a second and at a higher size, for the same number of tokens. So is what that answer may have missed: where
+the question's words are said, and the moments whose pictures look like them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from qwen3vl_webui.engine.contract import (
     Engine,
@@ -20,13 +22,16 @@ from qwen3vl_webui.engine.contract import (
     Message,
     Timings,
     TokenEvent,
+    likeness_of,
 )
 from qwen3vl_webui.errors import UserError
 from qwen3vl_webui.media import storyboard as storyboards
+from qwen3vl_webui.media.captions import within, woven
 from qwen3vl_webui.media.sampling import LABEL_TOKENS, plan_frames
 from qwen3vl_webui.media.segments import Storyboard
-from qwen3vl_webui.media.values import Clip, FramePlan, Part
+from qwen3vl_webui.media.values import Clip, Cue, FramePlan, Part
 from qwen3vl_webui.media.video import read_times
+from qwen3vl_webui.relevance import choose_alike, choose_lines
 from qwen3vl_webui.times import find_times
 
 NEAR_ENOUGH = 1.5  # seconds between moments below which a second look finds little new: short clips have one a second
@@ -35,6 +40,8 @@ MOST_MOMENTS = 96  # of the second reading, all spans together
 FINEST = 8.0  # frames a second
 MARGIN = 0.2  # seconds on both sides of a span
 AROUND_A_CHANGE = 1.0  # seconds before and after a change the storyboard knows
+AROUND_A_LINE = 2.0  # seconds before and after a line that is said
+MOST_ALIKE = 2  # spans that are read again for their pictures alone; benchmarks.moments was no better with more
 
 _WANTS = re.compile(
     r"\bwhen\b|\bwhat (?:time|second|moment|point)|\bwhich (?:time|second|moment|point)|\bat what\b|\btime ?stamps?\b"
@@ -45,11 +52,24 @@ _WANTS = re.compile(
 )
 
 
+Way = Literal["named", "said", "alike"]
+
+
+@dataclass(frozen=True)
+class Look:
+    """A span in seconds, and how it was found: the first answer `named` it, the question's words are `said` there, or
+    its pictures look `alike`."""
+
+    start: float
+    end: float
+    ways: tuple[Way, ...] = ("named",)
+
+
 @dataclass(frozen=True)
 class Closer:
-    """The second reading begins: these spans, in seconds."""
+    """The second reading begins: what is looked at again, in order."""
 
-    spans: tuple[tuple[float, float], ...]
+    looks: tuple[Look, ...]
 
 
 def wants_closer(question: str) -> bool:
@@ -57,14 +77,17 @@ def wants_closer(question: str) -> bool:
     return bool(_WANTS.search(question))
 
 
-def look_closer(engine: Engine, request: GenerationRequest) -> Generator[Event | Closer, None, None]:
-    """The events of one answer, with a `Closer` between the readings where there were two.
+def look_closer(
+    engine: Engine, request: GenerationRequest, said: Sequence[Cue] = ()
+) -> Generator[Event | Closer, None, None]:
+    """The events of one answer, with a `Closer` between the readings where there were two. `said` are the lines of the
+    film, those the prompt had no room for among them.
 
     Keeps the contract of `Engine.generate`. One reading is all when the question wants none, the film is short enough
-    to be seen whole, the first answer names no time, or the second reading does not fit.
+    to be seen whole, nothing is named or said, or the second reading does not fit.
     """
-    plan = last_film(request)
-    if plan is None or not wants_closer(question_of(request)) or widest_gap(plan) <= NEAR_ENOUGH:
+    plan, question = last_film(request), question_of(request)
+    if plan is None or not wants_closer(question) or widest_gap(plan) <= NEAR_ENOUGH:
         yield from engine.generate(request)
         return
     pieces: list[TokenEvent] = []
@@ -81,10 +104,10 @@ def look_closer(engine: Engine, request: GenerationRequest) -> Generator[Event |
                     yield event
     assert finish is not None
     first = "".join(piece.text for piece in pieces if not piece.thinking)
-    spans = spans_of(first, plan, storyboards.find(plan.clip))
-    second = second_request(engine, request, plan, spans) if spans else None
+    looks = find_looks(engine, question, first, plan, within(said, plan.clip.start, plan.clip.end))
+    second = second_request(engine, request, plan, looks, said) if looks else None
     if second is not None:
-        yield Closer(spans)
+        yield Closer(looks)
         last = yield from _second_answer(engine, second)
         if last is not None:
             yield replace(last, timings=_together(finish.timings, last.timings))
@@ -139,12 +162,62 @@ def widest_gap(plan: FramePlan) -> float:
     return max(after - before for before, after in zip(edges, edges[1:], strict=False))
 
 
-def spans_of(answer: str, plan: FramePlan, storyboard: Storyboard | None = None) -> tuple[tuple[float, float], ...]:
-    """Where the times of an answer may really lie: from the moment before each to the moment after it; with a
-    storyboard only around the change that brought what is shown then.
+def find_looks(
+    engine: Engine, question: str, answer: str, plan: FramePlan, said: Sequence[Cue] = ()
+) -> tuple[Look, ...]:
+    """What is worth a second reading, in order, overlapping spans joined, what was seen finely already left out.
 
-    In order, overlapping ones joined; those that were seen finely already are left out.
+    What the answer names comes first, then what is said, then what looks alike, as long as there is room; the last
+    only beside an answer that names a time: pictures are always alike to something.
     """
+    storyboard = storyboards.find(plan.clip)
+    looks = [Look(*span) for span in spans_of(answer, plan, storyboard)]
+    if len(joined(looks)) > MOST_SPANS:  # a list, and no question of where to look
+        return ()
+    if said:
+        asked = _WANTS.sub(" ", question)
+        for index in choose_lines(asked, [cue.text for cue in said]):
+            start, end = said[index].start - AROUND_A_LINE, said[index].end + AROUND_A_LINE
+            looks = with_look(looks, Look(max(plan.clip.start, start), min(plan.clip.end, end), ("said",)), plan)
+    if find_times(answer):
+        alike = 0
+        for index in choose_alike(likeness_of(engine, plan, question)):
+            more = with_look(looks, Look(*span_at(plan.stamps[index], plan, storyboard), ("alike",)), plan)
+            alike += len(more) > len(looks)
+            looks = more
+            if alike == MOST_ALIKE:
+                break
+    return joined(looks)
+
+
+def with_look(looks: list[Look], look: Look, plan: FramePlan) -> list[Look]:
+    """One more, unless there are enough or it was seen finely already; where it meets others, they tell its way too."""
+    met = [each for each in looks if each.start < look.end and look.start < each.end]
+    if met:
+        ways = {each: (*each.ways, *(way for way in look.ways if way not in each.ways)) for each in met}
+        return [replace(each, ways=ways.get(each, each.ways)) for each in looks]
+    edges = [look.start, *(stamp for stamp in plan.stamps if look.start < stamp < look.end), look.end]
+    fine = max(after - before for before, after in zip(edges, edges[1:], strict=False)) <= NEAR_ENOUGH / 2
+    return looks if fine or len(joined(looks)) >= MOST_SPANS else [*looks, look]
+
+
+def joined(looks: Sequence[Look]) -> tuple[Look, ...]:
+    """In order, overlapping ones as one."""
+    merged: list[Look] = []
+    for look in sorted(set(looks), key=lambda look: (look.start, look.end)):
+        if merged and look.start <= merged[-1].end:
+            last = merged[-1]
+            ways = (*last.ways, *(way for way in look.ways if way not in last.ways))
+            merged[-1] = Look(last.start, max(last.end, look.end), ways)
+        else:
+            merged.append(look)
+    return tuple(merged)
+
+
+def spans_of(answer: str, plan: FramePlan, storyboard: Storyboard | None = None) -> list[tuple[float, float]]:
+    """Where the times of an answer may really lie: from the moment before each to the moment after it; with a
+    storyboard only around the change that brought what is shown then. Those that were seen finely already are left
+    out."""
     clip, stamps = plan.clip, plan.stamps
     spans = []
     for found in find_times(answer):
@@ -160,28 +233,37 @@ def spans_of(answer: str, plan: FramePlan, storyboard: Storyboard | None = None)
                 after = min(after, began[-1] + AROUND_A_CHANGE)
         if after - before > NEAR_ENOUGH:
             spans.append((max(clip.start, before - MARGIN), min(clip.end, after + MARGIN)))
-    joined: list[tuple[float, float]] = []
-    for start, end in sorted(set(spans)):
-        if joined and start <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(joined[-1][1], end))
-        else:
-            joined.append((start, end))
-    return tuple(joined) if len(joined) <= MOST_SPANS else ()
+    return spans
+
+
+def span_at(stamp: float, plan: FramePlan, storyboard: Storyboard | None = None) -> tuple[float, float]:
+    """Around the change that brought what is shown at a moment; without a storyboard, the gaps beside it."""
+    clip = plan.clip
+    before = max((each for each in plan.stamps if each < stamp - 1e-3), default=clip.start)
+    after = min((each for each in plan.stamps if each > stamp + 1e-3), default=clip.end)
+    began = [segment.start for segment in storyboard.segments if segment.start <= stamp] if storyboard else []
+    if began:
+        before, after = began[-1] - AROUND_A_CHANGE, began[-1] + AROUND_A_CHANGE
+    return max(clip.start, before - MARGIN), min(clip.end, after + MARGIN)
 
 
 def second_request(
-    engine: Engine, request: GenerationRequest, plan: FramePlan, spans: Sequence[tuple[float, float]]
+    engine: Engine, request: GenerationRequest, plan: FramePlan, looks: Sequence[Look], said: Sequence[Cue] = ()
 ) -> GenerationRequest | None:
-    """The same chat with the film shown in these spans only; None when that does not fit."""
+    """The same chat with the film shown in these spans only, and what is said in those found by it; None when that
+    does not fit."""
     price = plan.tokens_per_patch + LABEL_TOKENS  # so the second reading costs no more than the first, at no less size
     moments = min(MOST_MOMENTS, engine.model.most_moments or MOST_MOMENTS, len(plan.patches))
-    whole = sum(end - start for start, end in spans)
-    closer = []
+    whole = sum(look.end - look.start for look in looks)
+    closer: list[Part] = []
     try:
-        for start, end in spans:
-            share = max(1, int(moments * (end - start) / whole))
+        for look in looks:
+            share = max(1, int(moments * (look.end - look.start) / whole))
             budget = len(plan.patches) * price * share // moments
-            closer.append(closer_plan(plan.clip.between(start, end), engine, budget, share))
+            view = closer_plan(plan.clip.between(look.start, look.end), engine, budget, share)
+            lines = within(said, look.start, look.end) if "said" in look.ways else ()
+            view, after = woven(view, lines)
+            closer += [view, after] if after else [view]
     except UserError:
         return None
     second = replace(
@@ -207,10 +289,10 @@ def closer_plan(clip: Clip, engine: Engine, budget: int, moments: int) -> FrameP
     )
 
 
-def _with(message: Message, plan: FramePlan, closer: Sequence[FramePlan]) -> Message:
+def _with(message: Message, plan: FramePlan, closer: Sequence[Part]) -> Message:
     """What is said in the film stays, in front."""
     said = "".join(plan.captions)
-    views: list[Part] = [said, *closer] if said else list(closer)
+    views = [said, *closer] if said else list(closer)
     parts = [new for part in message.parts for new in (views if part is plan or part == plan else (part,))]
     return replace(message, parts=tuple(parts))
 

@@ -9,6 +9,7 @@ engine = ScriptedEngine("Hello.", gate=Gate(prefill=True)); ...; engine.gate.rea
 engine = ScriptedEngine("a b c", gate=Gate(after=2))   held after two tokens
 ScriptedEngine(refuse=TooLong("..."))             raised before the first event
 ScriptedEngine("a b c", fail=EngineError("..."), fail_after=2)
+ScriptedEngine(alike=lambda plan, question: ...)  what `likeness` tells; without it the engine cannot tell
 """
 
 from __future__ import annotations
@@ -113,8 +114,10 @@ class ScriptedEngine:
         fail_after: int = 0,
         context_length: int = 262_144,
         model: ModelInfo | None = None,
+        alike: Callable[[FramePlan, str], tuple[float, ...]] | None = None,
     ) -> None:
         self.script = script
+        self.alike = alike
         self.thinking = thinking
         self.endless = endless
         self.gate = gate or Gate()
@@ -158,6 +161,9 @@ class ScriptedEngine:
         positions = 3 + sum(5 + sum(map(count_positions, message.parts)) for message in request.messages)
         left = max(0, self.context_length - tokens)
         return Budget(tokens, positions, self.context_length, min(request.sampling.max_tokens, left))
+
+    def likeness(self, plan: FramePlan, question: str) -> tuple[float, ...]:
+        return self.alike(plan, question) if self.alike else ()
 
     def generate(self, request: GenerationRequest) -> Generator[Event, None, None]:
         budget = self.plan(request)

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen3vl_webui.relevance import choose_pages, scores_of, words_of, written_pages
+from qwen3vl_webui.relevance import choose_alike, choose_lines, choose_pages, scores_of, words_of, written_pages
 from qwen3vl_webui.showing import read_pages
 
 PAGES = [
@@ -51,3 +51,16 @@ def test_pages_are_written_as_they_are_read(pages: set[int]) -> None:
 def test_as_many_pages_as_asked_for_each_once(texts: list[str], question: str, count: int) -> None:
     chosen = choose_pages(question, texts, count)
     assert len(chosen) == min(count, len(texts)) == len(set(chosen)) and chosen == sorted(chosen)
+
+
+def test_lines_are_found_by_words_that_are_seldom_said() -> None:
+    lines = [f"so this is the number {n} and the next" for n in range(100)] + ["the parabola, at last", "这里是抛物线"]
+    assert choose_lines("When is the parabola shown?", lines) == [100]
+    assert choose_lines("什么时候讲到抛物线？", lines) == [101]
+    assert choose_lines("When is the next number?", lines) == []
+    assert choose_lines("", lines) == [] and choose_lines("parabola", []) == []
+
+
+def test_the_most_alike_moments_come_first_and_those_far_behind_are_left_out() -> None:
+    assert choose_alike([0.1, 2.0, 1.9, 0.2, 0.0]) == [1, 2]
+    assert choose_alike([0.0, 0.0]) == [] and choose_alike([]) == []

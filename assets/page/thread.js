@@ -244,7 +244,7 @@ function answer(turn) {
 
   let stepped = "";
 
-  /** The second reading of a long film: which spans were looked at more closely, each a link. */
+  /** The second reading of a long film: which spans were looked at more closely, each a link, by how it was found. */
   const drawSteps = () => {
     const spans = now.closer?.length ? now.closer : now.statistics?.closer || [];
     const key = JSON.stringify([spans, language()]);
@@ -252,10 +252,14 @@ function answer(turn) {
     stepped = key;
     steps.hidden = !spans.length;
     const film = spans.length && filmOf(now);
-    fill(steps, icon("zoomin", 15), t("looked_closer"), spans.map(([start, end]) => {
+    const links = (way) => spans.filter(([, , first]) => (first || "named") === way).map(([start, end]) => {
       const words = `${clock(Math.round(start))} – ${clock(Math.round(end))}`;
       return film ? h("a.qv-cite", { href: `#qv?m=${film.id}&t=${start.toFixed(3)}&e=${end.toFixed(3)}` }, words) : h("span", {}, words);
-    }));
+    });
+    const [said, alike] = [links("said"), links("alike")];
+    fill(steps, icon("zoomin", 15), t("looked_closer"), links("named"),
+      said.length > 0 && [h("span.qv-way", {}, t("looked_said")), said],
+      alike.length > 0 && [h("span.qv-way", {}, t("looked_alike")), alike]);
   };
 
   const drawProgress = (live) => {

@@ -72,7 +72,7 @@ class Answer:
         """Returns when the engine has accepted the prompt; raises a UserError when it has not."""
         prompt = await to_thread.run_sync(prepare, limiter=self._threads)
         request = prompt.request
-        events = look_closer(self._engine, request) if zoom else self._engine.generate(request)
+        events = look_closer(self._engine, request, prompt.said) if zoom else self._engine.generate(request)
         self._events = answer_events(events, prompt.note)
         self._first = await to_thread.run_sync(next, self._events, None, limiter=self._threads)
         if self._first is None:

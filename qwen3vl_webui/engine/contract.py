@@ -20,7 +20,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from qwen3vl_webui.media.values import Part
+from qwen3vl_webui.media.values import FramePlan, Part
 
 Role = Literal["system", "user", "assistant"]
 Priority = Literal["interactive", "chat", "batch"]
@@ -170,3 +170,21 @@ class Engine(Protocol):
     def generate(self, request: GenerationRequest) -> Generator[Event, None, None]: ...
 
     def close(self) -> None: ...
+
+
+class LikeningEngine(Engine, Protocol):
+    """An engine that can also say which moments look like the words of a question. Ask through `likeness_of`."""
+
+    def likeness(self, plan: FramePlan, question: str) -> tuple[float, ...]:
+        """One number, 0 or more, for each temporal patch of `plan`: only their order and ratios mean something.
+
+        Only what is known of the plan already is looked at (0 where nothing is): nothing is decoded or encoded, so it
+        is asked after the plan was read. Empty where the model cannot tell.
+        """
+        ...
+
+
+def likeness_of(engine: Engine, plan: FramePlan, question: str) -> tuple[float, ...]:
+    """`LikeningEngine.likeness`, and empty for every other engine."""
+    tell = getattr(engine, "likeness", None)
+    return tuple(tell(plan, question)) if tell is not None else ()

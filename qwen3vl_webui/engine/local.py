@@ -25,12 +25,14 @@ from qwen3vl_webui.engine.running import Prepared
 from qwen3vl_webui.engine.scheduler import Scheduler
 from qwen3vl_webui.errors import TooLong
 from qwen3vl_webui.media.image import read_pixels
+from qwen3vl_webui.media.values import FramePlan
 from qwen3vl_webui.media.video import read_frames
 from qwen3vl_webui.model.cache import Kernel, KVCache
 from qwen3vl_webui.model.checkpoint import revision_of
 from qwen3vl_webui.model.decode import check
 from qwen3vl_webui.model.forward import TextModel
 from qwen3vl_webui.model.inputs import Inputs, encode
+from qwen3vl_webui.model.likeness import likeness_of_features
 from qwen3vl_webui.model.loading import LoadedModel
 from qwen3vl_webui.model.planner import CONTEXT, FORMATS, KVFormat, choose_kv, kv_bytes, round_up, working_bytes
 from qwen3vl_webui.model.rope import Ropes, head_dim_of
@@ -124,6 +126,13 @@ class LocalEngine:
         refuse_too_long(budget)
         chosen = self._ropes.choose(request.conversation, budget.positions + budget.answer_tokens)
         yield from self._queue.follow(Work(request, Prepared(inputs, budget, chosen), inputs.tokens))
+
+    @torch.no_grad()
+    def likeness(self, plan: FramePlan, question: str) -> tuple[float, ...]:
+        known = [self._vision.cache.get(plan.patch_key(index)) for index in range(len(plan.patches))]
+        ids = list(dict.fromkeys(self._loaded.vocabulary.encode([question])[0]))
+        rows = self._loaded.embed(torch.tensor(ids, device=self._loaded.device)) if ids else torch.empty(0, 1)
+        return likeness_of_features([None if features is None else features[0] for features in known], rows)
 
     def close(self) -> None:
         """Ends what runs and what waits, joins every thread, and leaves what was read to the snapshots, if any."""

@@ -8,8 +8,9 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from qwen3vl_webui.engine.contract import Budget, Engine, Event, GenerationRequest, ModelInfo
+from qwen3vl_webui.engine.contract import Budget, Engine, Event, GenerationRequest, ModelInfo, likeness_of
 from qwen3vl_webui.errors import NotReady, UserError
+from qwen3vl_webui.media.values import FramePlan
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,9 @@ class OpeningEngine:
 
     def generate(self, request: GenerationRequest) -> Generator[Event, None, None]:
         return self._ready().generate(request)
+
+    def likeness(self, plan: FramePlan, question: str) -> tuple[float, ...]:
+        return likeness_of(self._ready(), plan, question)
 
     def close(self) -> None:
         """Stops an opening at its next progress call; an engine that is open is closed."""

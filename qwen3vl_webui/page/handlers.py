@@ -128,7 +128,7 @@ class Desk:
         assert conversation.leaf is not None
         zoom = bool(options.get("zoom", True))
         job = self.services.jobs.start(
-            owner, conversation.id, conversation.leaf, prompt.request, zoom=zoom, note=prompt.note
+            owner, conversation.id, conversation.leaf, prompt.request, zoom=zoom, note=prompt.note, said=prompt.said
         )
         return conversation, job
 

@@ -64,7 +64,7 @@ class House:
             self.services.store.delete("local", summary.id)
         engine.script, engine.thinking, engine.endless = "Hello from the script.", "", False
         engine.gate, engine.pace, engine.fail, engine.refuse = Gate(), 0.0, None, None
-        engine.note = ""
+        engine.note, engine.alike = "", None
         engine.requests.clear()
         engine.stopped.clear()
         engine.finished.clear()

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.clips import srt
 from tests.scripted_engine import Gate
 
 pytestmark = pytest.mark.browser
@@ -44,3 +45,24 @@ def test_it_can_be_turned_off(visit, house):
     here.ask("When does it turn?", "colours.mp4")
     here.settled()
     assert here.answer() == "It turns at 9.7 seconds." and here.page.locator(".qv-closer").is_hidden()
+
+
+def test_how_each_span_was_found_is_told_in_both_languages(visit, house):
+    (house.files / "tale.srt").write_text(srt([(2.0, 4.0, "welcome"), (14.0, 16.0, "here the dragon wakes")]))
+    here = ask_about_a_sparse_film(visit, house)
+    answers = iter(["It wakes at 4.1 seconds.", "It wakes at 14.5 seconds."])
+    house.engine.script = lambda request: next(answers)
+    house.engine.alike = lambda plan, _: tuple(float(stamp > 25) for stamp in plan.stamps)
+    here.ask("When does the dragon wake?", "colours.mp4", "tale.srt")
+    here.settled()
+    assert here.answer() == "It wakes at 14.5 seconds."
+    here.reload()
+    here.settled()
+    words = here.page.locator(".qv-closer").inner_text()
+    assert words.index("Looked closer:") < words.index("the words are said:") < words.index("looks like it:")
+    assert here.page.locator(".qv-way").count() == 2
+    here.page.locator(".qv-way a").first.click()
+    here.sees_second(12.0)
+    here.page.click("#qv-language")
+    here.page.wait_for_selector(".qv-way:has-text('提到这些词')")
+    here.page.wait_for_selector(".qv-way:has-text('画面相似')")
