@@ -258,8 +258,8 @@ function answer(turn) {
     });
     const [said, alike] = [links("said"), links("alike")];
     fill(steps, icon("zoomin", 15), t("looked_closer"), links("named"),
-      said.length > 0 && [h("span.qv-way", {}, t("looked_said")), said],
-      alike.length > 0 && [h("span.qv-way", {}, t("looked_alike")), alike]);
+      said.length > 0 && h("span.qv-way", {}, t("looked_said"), said),
+      alike.length > 0 && h("span.qv-way", {}, t("looked_alike"), alike));
   };
 
   const drawProgress = (live) => {
