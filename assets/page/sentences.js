@@ -183,11 +183,12 @@ export const SENTENCES = {
   "The codec of this video is not known here: save it as H.264 in MP4.": "无法识别这个视频的编码：请另存为 H.264 编码的 MP4。",
   "The video codec {} is not read here: save the video as H.264 in MP4.": "不支持视频编码 {1}：请另存为 H.264 编码的 MP4。",
   "This video is damaged and cannot be read: try to play it elsewhere and save it again as MP4.": "这个视频已损坏，无法读取：请尝试在别处播放，并重新保存为 MP4。",
-  "This video is cut off: its index is missing, so upload the whole file again.": "这个视频被截断，缺少索引：请重新上传完整文件。",
+  "This video is cut off, or its index is damaged: upload the whole file again.": "这个视频被截断，或其索引已损坏：请重新上传完整文件。",
   "This video has no frames in it: upload the whole file again.": "这个视频中没有任何帧：请重新上传完整文件。",
   "The copy to play could not be written: {}. Free some space on the disk.": "无法写入用于播放的副本：{1}。请释放一些磁盘空间。",
   "No playable copy could be made of this video.": "无法为这个视频生成可播放的副本。",
 
+  "There is no picture between these times: choose a later part.": "这两个时间之间没有画面：请选择更靠后的一段。",
   "At most {} minutes of a video are saved at once; choose a shorter part.": "一次最多保存 {1} 分钟的视频；请选择更短的一段。",
   "There is nothing between these times. Choose a part of the video.": "这两个时间之间没有内容。请选择视频中的一段。",
 

@@ -65,6 +65,8 @@ class Form:
         self._name = options.get(b"name", b"").decode("utf-8", "replace")
         self._is_file = b"filename" in options
         if not self._is_file:
+            if self._name == self._file_field:
+                raise UserError(f"Send the field `{self._file_field}` as a file with a name.", param=self._name)
             if len(self.fields) >= FIELDS:
                 raise UserError("The form has too many fields.")
             return

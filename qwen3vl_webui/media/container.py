@@ -44,7 +44,7 @@ STARTS = {  # how the containers above begin: offset, bytes
 SOUND_STARTS = (b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf1", b"\xff\xf9", b"fLaC")
 NO_PICTURE = "This file has sound but no picture: upload a video, or its transcript as text."
 REFUSED = f"This kind of file is not read as video: {READ} are."
-CUT_OFF = "This video is cut off: its index is missing, so upload the whole file again."
+CUT_OFF = "This video is cut off, or its index is damaged: upload the whole file again."
 DAMAGED = "This video is damaged and cannot be read: try to play it elsewhere and save it again as MP4."
 
 

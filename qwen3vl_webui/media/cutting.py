@@ -43,6 +43,8 @@ def save_clip(clip: Clip, target: Path, *, progress: Callable[[float], None]) ->
     if clip.duration > LONGEST_CUT:
         raise MediaError(f"At most {LONGEST_CUT / 60:.0f} minutes of a video are saved at once; choose a shorter part.")
     scan = video.scan_of(clip)
+    if scan.shown[0] >= clip.end - EXACT:  # the sound begins first
+        raise MediaError("There is no picture between these times: choose a later part.")
     minutes, large = clip.duration / 60, max(1.0, clip.width * clip.height / (1920 * 1080))
     limits = sandbox.Limits(
         cpu_seconds=round(180 + 60 * minutes * large), file_size=round((64 << 20) + minutes * (120 << 20))

@@ -335,6 +335,7 @@ def test_an_upload_is_streamed_to_disk_in_any_order_of_parts(door: Door, made: P
         ({"file": ("a.png", b"x")}, {"purpose": "vision", "expires_after": "1"}, "expires_after"),
         ({"document": ("a.png", b"x")}, {"purpose": "vision"}, "`file`"),
         ({"file": ("a.png", b"x")}, {"purpose": "v" * 20_000}, "too long"),
+        ({"file": ("", bytes(20_000))}, {"purpose": "vision"}, "with a name"),
         (None, {"purpose": "vision"}, "multipart"),
     ],
 )

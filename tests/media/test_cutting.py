@@ -100,6 +100,13 @@ def test_a_turned_film_stays_upright(tmp_path: Path) -> None:
     assert (again.width, again.height) == (180, 320)
 
 
+def test_a_part_without_a_picture_says_so_instead_of_calling_the_film_damaged(tmp_path: Path) -> None:
+    late = clip(colour_clip(tmp_path / "late.mp4", 4, sound="aac", late=2.0))
+    with pytest.raises(MediaError, match="no picture between these times"):
+        save_clip(late.between(0.5, 1.5), tmp_path / "part.mp4", progress=lambda _: None)
+    assert close(saved(late.between(1.5, 2.5), tmp_path / "part.mp4")[0][1], 0)
+
+
 def test_what_cannot_be_saved_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
     source = clip(colour_clip(tmp_path / "a.mp4", 4))
     long = Clip(source.path, source.digest, 0.0, 601.0, 320, 180)

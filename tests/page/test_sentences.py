@@ -223,10 +223,10 @@ def test_a_broken_upload_is_told_in_chinese(visit: Callable, house: House) -> No
     page.wait_for_selector(".qv-trouble:not([hidden])")
     here.complaints[:] = [each for each in here.complaints if "400" not in each]  # the browser's own word for it
     words = page.inner_text(".qv-trouble")
-    assert words == "broken.mp4：这个视频被截断，缺少索引：请重新上传完整文件。"
+    assert words == "broken.mp4：这个视频被截断，或其索引已损坏：请重新上传完整文件。"
     page.click("#qv-language")  # told already, and told again in the other language
     assert page.inner_text(".qv-trouble") == (
-        "broken.mp4: This video is cut off: its index is missing, so upload the whole file again."
+        "broken.mp4: This video is cut off, or its index is damaged: upload the whole file again."
     )
 
 
