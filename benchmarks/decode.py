@@ -1,6 +1,6 @@
 """What one token of an answer costs, against transformers' own `generate` with its DynamicCache in the same run.
 
-    python -m benchmarks.decode [--tokens 256] [--long 16384]
+    python -m benchmarks.decode [--tokens 256] [--long 16384] [--decode eager]
 
 Three random models: a thin one of 36 layers, where the work around the layers is what costs; one of 31 million
 parameters; and a thin one with a long prompt, where the cache is. Both sides read the same prompt and write greedily;
@@ -28,6 +28,7 @@ from benchmarks.reuse import WORDS, Stock, build_checkpoint, device_name
 from qwen3vl_webui.engine.contract import FinishEvent, GenerationRequest, Message, SamplingParams
 from qwen3vl_webui.engine.local import LocalEngine
 from qwen3vl_webui.model.loading import load
+from qwen3vl_webui.settings import Decode
 
 ROPE = {
     "rope_type": "default",
@@ -60,11 +61,10 @@ class Marks:
     def note(self) -> None:
         self.times.append((time.perf_counter(), time.process_time()))
 
-    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def before(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def noted(*given: Any, **named: Any) -> Any:
-            result = function(*given, **named)
             self.note()
-            return result
+            return function(*given, **named)
 
         return noted
 
@@ -98,8 +98,8 @@ def stock_answer(stock: Stock, ids: list[int], tokens: int) -> tuple[Marks, list
 
 
 def our_answer(engine: LocalEngine, request: GenerationRequest) -> tuple[Marks, list[int]]:
-    marks, text = Marks(), engine._scheduler._text
-    text.logits = marks.around(type(text).logits.__get__(text))  # type: ignore[method-assign]
+    marks, scheduler = Marks(), engine._scheduler
+    scheduler._write = marks.before(type(scheduler)._write.__get__(scheduler))  # type: ignore[method-assign]
     *_, finish = engine.generate(request)
     assert isinstance(finish, FinishEvent)
     return marks, ids_written(engine, request, finish)
@@ -112,8 +112,8 @@ def ids_written(engine: LocalEngine, request: GenerationRequest, finish: FinishE
 
 def at_once(engine: LocalEngine, requests: list[GenerationRequest]) -> tuple[float, list[list[int]]]:
     """Tokens per second of all together, from the first one's first to the last one's last; and what each wrote."""
-    marks, text = Marks(), engine._scheduler._text
-    text.logits = marks.around(type(text).logits.__get__(text))  # type: ignore[method-assign]
+    marks, scheduler = Marks(), engine._scheduler
+    scheduler._write = marks.before(type(scheduler)._write.__get__(scheduler))  # type: ignore[method-assign]
     written: list[list[int]] = [[] for _ in requests]
 
     def follow(place: int) -> None:
@@ -129,10 +129,13 @@ def at_once(engine: LocalEngine, requests: list[GenerationRequest]) -> tuple[flo
     return sum(map(len, written)) / (marks.times[-1][0] - marks.times[0][0]), written
 
 
-def measure(folder: Path, prompt_tokens: int, tokens: int, *, together: bool = False, **text: Any) -> dict[str, Any]:
+def measure(
+    folder: Path, prompt_tokens: int, tokens: int, decode: Decode, *, together: bool = False, **text: Any
+) -> dict[str, Any]:
     build_checkpoint(folder, **text)
     loaded = replace(load(str(folder), quantization="none"), eos_ids=frozenset())
-    engine, stock = LocalEngine(loaded, prompt_tokens + tokens + 1024), Stock(folder, loaded)
+    engine = LocalEngine(loaded, prompt_tokens + tokens + 1024, decode=decode)
+    stock = Stock(folder, loaded)
     per_repeat = len(loaded.tokenizer.encode(WORDS * 2).ids) - len(loaded.tokenizer.encode(WORDS).ids)
     words = WORDS * max(1, prompt_tokens // per_repeat)
     sampling = SamplingParams(temperature=0, presence_penalty=0, max_tokens=tokens, loop_guard=False)
@@ -186,15 +189,16 @@ def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     flags.add_argument("--tokens", type=int, default=256, help="tokens written")
     flags.add_argument("--long", type=int, default=16_384, help="length of the long prompt; 0 leaves it out")
+    flags.add_argument("--decode", choices=["auto", "eager"], default="auto", help="as the server's")
     given = flags.parse_args()
     rows: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        rows["36_layers"] = measure(Path(folder), 256, given.tokens, together=True, **THIN)
+        rows["36_layers"] = measure(Path(folder), 256, given.tokens, given.decode, together=True, **THIN)
     with tempfile.TemporaryDirectory() as folder:
-        rows["8_layers_wide"] = measure(Path(folder), 256, given.tokens, **WIDE)
+        rows["8_layers_wide"] = measure(Path(folder), 256, given.tokens, given.decode, **WIDE)
     if given.long:
         with tempfile.TemporaryDirectory() as folder:
-            rows["long_prompt"] = measure(Path(folder), given.long, min(given.tokens, 64), **LONG)
+            rows["long_prompt"] = measure(Path(folder), given.long, min(given.tokens, 64), given.decode, **LONG)
     print(json.dumps({**heading("decode"), **rows}, indent=2))
 
 

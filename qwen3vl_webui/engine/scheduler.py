@@ -22,6 +22,7 @@ from qwen3vl_webui.errors import EngineError, OutOfMemory, UserError
 from qwen3vl_webui.model.cache import KVCache, SlabFull
 from qwen3vl_webui.model.drafts import Drafts
 from qwen3vl_webui.model.forward import Run, TextModel
+from qwen3vl_webui.model.graphs import Decoder, Next
 from qwen3vl_webui.model.loading import LoadedModel
 from qwen3vl_webui.model.planner import round_up
 from qwen3vl_webui.model.reading import Chunk, PromptReading
@@ -63,6 +64,7 @@ class Scheduler:
         self._steps = 0
         self._rate: float | None = None  # prompt tokens a second, of late
         self._most_chunk = CHUNK[loaded.device.type]
+        self._decoder: Decoder | None = None  # made on the inference thread
         self._never = forbidden.cpu().numpy()
         # A guess that proves wrong leaves rows behind; a format that works in groups of tokens may not have them.
         self.drafting = cache.format.group == 1
@@ -78,6 +80,16 @@ class Scheduler:
 
     @torch.inference_mode()
     def _serve(self) -> None:
+        if self._cache.kernel is not None:
+            self._decoder = Decoder(
+                self._text,
+                self.loaded.embed,
+                self._cache,
+                vocabulary_size=self.loaded.config.text_config.vocab_size,
+                forbidden=self._forbidden,
+                dtype=self.loaded.dtype,
+                most=self._cache.most_slots,
+            )
         while True:
             self._queue.news.clear()
             for running in [running for running in self._running if running.work.cancelled.is_set()]:
@@ -237,6 +249,9 @@ class Scheduler:
 
     def _forward(self, reader: Running | None, rows: int, writers: list[Running]) -> None:
         """Nothing of any request has changed when this raises."""
+        drafts = [self._draft(writer) for writer in writers]
+        if self._decoder is not None and reader is None and not any(drafts):
+            return self._write_together(self._decoder, writers)
         embedded, cos_sin, runs = [], [], []
         chunk: Chunk | None = None
         began = time.monotonic()
@@ -247,7 +262,6 @@ class Scheduler:
             embedded.append(chunk.rows)
             cos_sin.append(reader.work.plan.chosen.rope.cos_sin(chunk.positions))
             runs.append(Run(reader.slot, chunk.start, chunk.end - chunk.start))
-        drafts = [self._draft(writer) for writer in writers]
         for writer, draft in zip(writers, drafts, strict=True):
             count = 1 + len(draft)
             self._cache.reserve(writer.slot, writer.slot.length + count)
@@ -284,6 +298,23 @@ class Scheduler:
             except Exception as error:  # the others of this step are whole
                 self._fail(running, error)
 
+    def _write_together(self, decoder: Decoder, writers: list[Running]) -> None:
+        """As `_forward` for one row of each; most of the tokens are drawn there too."""
+        for writer in writers:
+            self._cache.reserve(writer.slot, writer.slot.length + 1)
+        answers = []
+        for writer in writers:
+            sampler = writer.writing.sampler if writer.writing.few else None
+            answers.append(Next(writer.writing.ids[-1], writer.slot, writer.turns(1), sampler))
+        tokens, logits = decoder.step(answers)
+        for writer in writers:
+            writer.slot.keys.append(writer.writing.ids[-1])
+        for writer, answer, token, row in zip(writers, answers, tokens, logits, strict=True):
+            try:
+                self._write(writer, row[None], [], token if answer.sampler is not None else None)
+            except Exception as error:  # the others of this step are whole
+                self._fail(writer, error)
+
     def _was_read(self, reader: Running, chunk: Chunk, seconds: float) -> None:
         assert reader.reading is not None
         reader.slot.keys.frombytes(np.ascontiguousarray(chunk.keys).tobytes())
@@ -307,15 +338,15 @@ class Scheduler:
             writer.drafts = Drafts(writer.work.plan.inputs.ids, self._never)
         return writer.drafts.guess(writing.ids, writing.most_tokens - len(writing.ids) - 1)
 
-    def _write(self, running: Running, logits: torch.Tensor, draft: list[int]) -> None:
+    def _write(self, running: Running, logits: torch.Tensor, draft: list[int], token: int | None = None) -> None:
         """The next token of an answer, and those after it as far as `draft` guessed right; its end when it has come.
 
-        `logits` (1 + guessed, vocabulary) follow the last token and each guessed one.
+        `logits` (1 + guessed, vocabulary) follow the last token and each guessed one; `token` was drawn already.
         """
         work, writing = running.work, running.writing
         right = 0
         while True:
-            for event in writing.draw(logits[right]):
+            for event in writing.draw(logits[right]) if token is None else writing.take(token):
                 work.tell(event)
             wanted = work.total + len(writing.ids) == running.slot.length + 1  # nothing ended, nothing was cut off
             if writing.reason or right == len(draft) or not wanted or writing.ids[-1] != draft[right]:

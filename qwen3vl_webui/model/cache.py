@@ -110,6 +110,7 @@ class KVCache:
         self.layers: list[dict[str, torch.Tensor]] = [
             {part.name: self._empty(part, 0, 0) for part in self.format.parts} for _ in range(layers)
         ]
+        self.moves = 0  # how often its tensors were replaced by others
         self._ticks = 0
 
     @property
@@ -187,11 +188,13 @@ class KVCache:
         halves = slot.halves(start, key.shape[0]) if self.format.group > 1 else (0, 0)
         return self.format.attend(held, halves, start, query, key, value)
 
-    def places(self, rows: Sequence[tuple[Slot, int]]) -> Places:
-        """Of the next row of each slot, which stands at that many tokens."""
+    def numbers(self, rows: Sequence[tuple[Slot, int]]) -> tuple[list[int], list[int], list[int]]:
+        """What `Places` holds of the next row of each slot, which stands at that many tokens."""
         halves = [slot.halves(start, 1)[0] if self.format.group > 1 else 0 for slot, start in rows]
-        numbers = [slot.row for slot, _ in rows], [start for _, start in rows], halves
-        return Places(*torch.tensor(numbers, dtype=torch.int32).to(self.device))
+        return [slot.row for slot, _ in rows], [start for _, start in rows], halves
+
+    def places(self, rows: Sequence[tuple[Slot, int]]) -> Places:
+        return Places(*torch.tensor(self.numbers(rows), dtype=torch.int32).to(self.device))
 
     def decode(
         self, layer: int, places: Places, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
@@ -292,6 +295,7 @@ class KVCache:
                 held = layer[part.name]
                 if (held.shape[0], held.shape[2]) == (rows, part.entries(capacity)):
                     continue
+                self.moves += 1
                 larger = self._empty(part, rows, capacity)
                 for slot in self.slots:
                     entries = part.entries(slot.length)

@@ -13,6 +13,7 @@ import torch
 from qwen3vl_webui.engine.contract import SamplingParams
 from qwen3vl_webui.errors import Unsupported
 
+TOP = 64  # most candidates of a draw that is made in the same step as its logits
 NUCLEUS = 1024  # candidates looked at first when only top-p limits them
 
 
@@ -59,11 +60,34 @@ def candidates(logits: torch.Tensor, sampling: SamplingParams) -> tuple[torch.Te
     return ids, kept
 
 
+def draw_together(
+    logits: torch.Tensor, forbidden: torch.Tensor, drawn: torch.Tensor, settings: torch.Tensor, noise: torch.Tensor
+) -> torch.Tensor:
+    """What `Sampler.draw` draws, for B answers whose samplers are `few`: token ids (B,) of float32 logits (B, V).
+
+    forbidden bool (V,), drawn bool (B, V), settings (6, B) as `Sampler.settings`, noise (B, TOP). No shape depends on a
+    value and nothing waits for the device.
+    """
+    temperature, top_k, top_p, min_p, repetition, presence = settings[..., None]  # (B, 1) each
+    logits = logits.masked_fill(forbidden, -torch.inf)
+    logits = torch.where(drawn, torch.where(logits > 0, logits / repetition, logits * repetition), logits)
+    logits = logits - drawn * presence
+    best = logits.argmax(-1)
+    values, ids = (logits / temperature.where(temperature > 0, 1)).topk(TOP)
+    weights = values.where(torch.arange(TOP, device=values.device) < top_k, -torch.inf).softmax(-1)
+    kept = weights.where(weights.cumsum(-1) - weights < top_p, 0)
+    kept = kept.where(weights >= min_p * weights[:, :1], 0)
+    place = (kept / noise).argmax(-1, keepdim=True)
+    return torch.where(temperature[:, 0] > 0, ids.gather(-1, place)[:, 0], best)
+
+
 class Sampler:
     """Draws the tokens of one answer. `forbidden` ids are never drawn; penalties count the tokens drawn here only.
 
     The same seed, logits and device give the same tokens.
     """
+
+    GREEDY = (0.0, 1.0, 2.0, 0.0, 1.0, 0.0)
 
     def __init__(
         self,
@@ -81,6 +105,27 @@ class Sampler:
         else:
             self.generator.manual_seed(sampling.seed)
 
+    @property
+    def few(self) -> bool:
+        """Whether `draw_together` can draw for it: greedily, or of at most TOP candidates."""
+        return self.sampling.temperature == 0 or 0 < self.sampling.top_k <= TOP
+
+    @property
+    def penalizes(self) -> bool:
+        return self.sampling.repetition_penalty != 1 or self.sampling.presence_penalty != 0
+
+    @property
+    def settings(self) -> tuple[float, ...]:
+        """Temperature, top-k, top-p (2: none), min-p, repetition and presence penalty."""
+        sampling = self.sampling
+        top_p = sampling.top_p if sampling.top_p < 1 else 2.0
+        penalties = sampling.repetition_penalty, sampling.presence_penalty
+        return sampling.temperature, float(sampling.top_k), top_p, sampling.min_p, *penalties
+
+    def noise(self, into: torch.Tensor) -> torch.Tensor:
+        """Fills float32 (k,) with what k weights are divided by: the largest quotient is drawn."""
+        return into.exponential_(generator=self.generator).clamp_(min=1e-30)  # 0 / 0 would win
+
     def draw(self, logits: torch.Tensor) -> int:
         """The next token, from float32 logits (vocabulary,), which may be changed."""
         sampling = self.sampling
@@ -95,9 +140,7 @@ class Sampler:
             token = int(logits.argmax())
         else:
             ids, weights = candidates(logits, sampling)
-            noise = torch.empty_like(weights).exponential_(generator=self.generator)
-            noise.clamp_(min=1e-30)  # 0 / 0 would win
-            token = int(ids[(weights / noise).argmax()])
+            token = int(ids[(weights / self.noise(torch.empty_like(weights))).argmax()])
         self.note(token)
         return token
 

@@ -68,7 +68,22 @@ class AnswerWriting:
 
     def draw(self, logits: torch.Tensor) -> list[TokenEvent]:
         """Draws one token from float32 logits (vocabulary,), which may be changed, and gives what it adds."""
-        token = self._next(logits)
+        return self._add(self._next(logits))
+
+    @property
+    def few(self) -> bool:
+        """Whether the next token may be drawn elsewhere, with this answer's `sampler`, and be given to `take`: nothing
+        but the sampling has a say in it."""
+        if self._must_end_thinking or self._banned.get(tuple(self.ids[-CONTEXT:])):
+            return False
+        return self.sampler.few
+
+    def take(self, token: int) -> list[TokenEvent]:
+        """As `draw`, of a token that was drawn with this answer's sampler."""
+        self.sampler.note(token)
+        return self._add(token)
+
+    def _add(self, token: int) -> list[TokenEvent]:
         self.count = len(self.ids) + 1
         if token in self.eos_ids:
             self.reason = "stop"
@@ -85,10 +100,14 @@ class AnswerWriting:
             self.reason = "length"
         return events + (self.text.end() if self.reason else [])
 
-    def _next(self, logits: torch.Tensor) -> int:
+    @property
+    def _must_end_thinking(self) -> bool:
         budget = self.sampling.thinking_budget
         thought = self.text.thinking_tokens + len(self.ids) - self._shown
-        if self._end_of_thinking or (self.text.thinking and budget is not None and thought >= budget):
+        return self._end_of_thinking or (self.text.thinking and budget is not None and thought >= budget)
+
+    def _next(self, logits: torch.Tensor) -> int:
+        if self._must_end_thinking:
             assert self.vocabulary.end_think is not None
             self._end_of_thinking = False
             self.sampler.note(self.vocabulary.end_think)

@@ -12,26 +12,27 @@ import torch
 
 from qwen3vl_webui import model
 from qwen3vl_webui.engine import local
-from qwen3vl_webui.engine.contract import GenerationRequest
+from qwen3vl_webui.engine.contract import GenerationRequest, SamplingParams
 from qwen3vl_webui.engine.local import LocalEngine
+from qwen3vl_webui.model.inputs import encode
 from qwen3vl_webui.model.planner import FORMATS, KVFormat
 from tests.engine.conftest import GREEDY, Load, ask, follow_up, picture, read_frames, read_pixels, video
-from tests.engine.test_local import run, run_ids
+from tests.engine.test_local import run, run_ids, stock_ids, stock_model
 
 if sys.platform != "linux":
     pytest.skip("Triton is made for Linux", allow_module_level=True)
 
 SHORT = replace(GREEDY, max_tokens=4)
-OpenWith = Callable[[KVFormat, str], LocalEngine]
+OpenWith = Callable[..., LocalEngine]
 
 
 @pytest.fixture
 def opened(loaded: Load) -> Iterator[OpenWith]:
     engines: list[LocalEngine] = []
 
-    def of(kv: KVFormat, decode: str) -> LocalEngine:
+    def of(kv: KVFormat, decode: str, **variant: bool) -> LocalEngine:
         given = {"kv_cache": kv, "decode": decode, "read_pixels": read_pixels, "read_frames": read_frames}
-        engines.append(LocalEngine(loaded(), **given))  # type: ignore[arg-type]
+        engines.append(LocalEngine(loaded(**variant), **given))  # type: ignore[arg-type]
         return engines[-1]
 
     yield of
@@ -54,6 +55,27 @@ def test_answers_written_together_equal_those_of_torch(opened: OpenWith, kv: KVF
     with ThreadPoolExecutor(3) as threads:
         together = list(threads.map(lambda request: run(engine, request)[0], requests()))
     assert together == [run(plain, request)[0] for request in requests()]
+
+
+def test_greedy_answers_equal_those_of_the_library(opened: OpenWith, loaded: Load) -> None:
+    request, model = requests()[0], loaded()
+    inputs = encode(request.messages, model.vocabulary)
+    ids = run_ids(opened("bf16", "kernels"), request)[2]
+    assert ids == stock_ids(stock_model(), model, inputs)[: len(ids)] and len(ids) == SHORT.max_tokens - 1
+
+
+def test_each_answer_keeps_its_own_sampling(opened: OpenWith) -> None:
+    """Drawn in the step, of logits where there are too many candidates, or not drawn at all."""
+    samplings = [
+        SamplingParams(seed=1, max_tokens=5),
+        SamplingParams(seed=2, temperature=1.5, top_k=0, top_p=0.9, max_tokens=5),
+        SamplingParams(seed=3, top_k=40, top_p=1, repetition_penalty=1.3, thinking_budget=2, max_tokens=5),
+    ]
+    asked = [ask("Go.", sampling=each, conversation=str(place)) for place, each in enumerate(samplings)]
+    plain, engine = (opened("bf16", decode, thinking=True) for decode in ("eager", "kernels"))
+    with ThreadPoolExecutor(3) as threads:
+        together = list(threads.map(lambda request: run_ids(engine, request)[2], asked))
+    assert together == [run_ids(plain, request)[2] for request in asked]
 
 
 def test_the_next_turn_reads_what_the_kernels_wrote(opened: OpenWith) -> None:
