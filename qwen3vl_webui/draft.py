@@ -50,8 +50,9 @@ class Attached:
 @dataclass(frozen=True)
 class Draft:
     """A message before it is laid out; or, with `parts`, as it was shown to the model before (`items` are then its
-    files only)."""
+    files only). What is `left_out` had no room: it is not shown, but its files can still be asked about."""
 
     role: Role
     items: tuple[str | Attached, ...]
     parts: tuple[Part, ...] | None = None
+    left_out: bool = False

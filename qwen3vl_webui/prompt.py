@@ -15,14 +15,18 @@ Layout of a user's message, in order:
 - the words.
 
 A turn that was already shown to the model is repeated to the letter (`Turn.parts`), so that the engine's prefix holds.
+Where a conversation outgrows the context, the question before, the newest files and what shares the question's words
+stay; the rest is left out and told.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 from qwen3vl_webui.conversation import Attachment, Conversation
 from qwen3vl_webui.draft import Attached, Draft, Options
@@ -31,12 +35,13 @@ from qwen3vl_webui.errors import TooLong, Unsupported, UserError
 from qwen3vl_webui.media import storyboard as storyboards
 from qwen3vl_webui.media.captions import thinned, woven, written
 from qwen3vl_webui.media.moments import plan_chosen, with_moments
-from qwen3vl_webui.media.sampling import LABEL_TOKENS, fit_document, fit_image, plan_frames
+from qwen3vl_webui.media.sampling import FEWEST_MOMENTS, LABEL_TOKENS, fit_document, fit_image, plan_frames
 from qwen3vl_webui.media.segments import Storyboard
 from qwen3vl_webui.media.values import PATCH_SIDE, Clip, Cue, FramePlan, Image, Media, Part
 from qwen3vl_webui.media.video import read_times
-from qwen3vl_webui.relevance import choose_pages, written_pages
+from qwen3vl_webui.relevance import choose_exchanges, choose_lines, choose_pages, written_pages
 from qwen3vl_webui.showing import File, Named, lines_of, open_all
+from qwen3vl_webui.times import format_clock
 
 CPU_VIDEO_TOKENS = 8_192  # what a laptop reads in patience; notes: 64 moments at 448 x 256
 CUDA_VIDEO_TOKENS = 32_768  # about 20 s of prefill for 4B on a 24 GB card; more can be set by hand
@@ -44,6 +49,8 @@ CPU_WORDS_TOKENS = 4_096  # of subtitles; 2 h of dense speech have about 36,000
 CUDA_WORDS_TOKENS = 32_768
 WORDS_SHARE = 4  # at most a quarter of what is left is given to subtitles
 ANSWER_SHARE = 4  # at most a quarter of the context is kept free for the answer
+CROWDED = 4  # with fewer than a quarter of the moments it would have by itself a video is crowded
+LEAST_ANSWER_SHARE = 32  # of the context: with less left for the answer, earlier questions give way
 
 
 @dataclass(frozen=True)
@@ -73,8 +80,14 @@ class Prompt:
     parts: tuple[Part, ...]
     shown: tuple[Shown, ...]
     named: tuple[Named, ...] = ()
-    note: str = ""  # sentences that belong below the answer, a line each: what was not looked at
+    left_out: tuple[str, ...] = ()  # sentences: what is not looked at for want of room
+    crowded: bool = False  # a video of the last message is shown in fewer moments than are useful
     said: tuple[Cue, ...] = ()  # every line of the last video, those that had no room among them: for a closer look
+
+    @property
+    def note(self) -> str:
+        """What belongs below the answer, a sentence a line."""
+        return "\n".join(self.left_out)
 
 
 def build(
@@ -98,7 +111,7 @@ def build(
             continue
         files = tuple(Attached(media(a), a.id, a.name) for a in turn.attachments)
         drafts.append(Draft("user", (*files, turn.text) if turn.text else files))
-    return lay_out(drafts, engine, options, conversation=conversation.id)
+    return lay_out(drafts, engine, options, conversation=conversation.id, forget=True)
 
 
 def _still_there(attachments: Sequence[Attachment], media: Callable[[Attachment], Media]) -> Iterator[Attached]:
@@ -109,32 +122,143 @@ def _still_there(attachments: Sequence[Attachment], media: Callable[[Attachment]
 
 
 def lay_out(
-    drafts: Sequence[Draft], engine: Engine, options: Options | None = None, *, conversation: str = ""
+    drafts: Sequence[Draft],
+    engine: Engine,
+    options: Options | None = None,
+    *,
+    conversation: str = "",
+    forget: bool = False,
 ) -> Prompt:
     """Messages with every file sized so that prompt and answer fit the context. Of PDFs that are too long for it, the
-    pages nearest to the question.
+    pages nearest to the question. With `forget`, where earlier messages leave the last one no room: those that are
+    nearest to it, the others left out. What is left out is told in `Prompt.note`.
 
     Raises TooLong with the numbers and what would fit, MediaError when a page or span does not exist.
     """
     options = options or Options()
-    opened, named = open_all(drafts, options)
+    earlier = exchanges(drafts) if forget else []
+
+    def told(left: Collection[int] = (), *, pages: bool = False, strict: bool = False) -> Prompt:
+        """Without the exchanges `left`; with `pages`, as few pages as must be."""
+        shown = without(drafts, [earlier[number] for number in left])
+        opened, named = open_all(shown, options)
+        laying = partial(_lay_out, shown, named=named, engine=engine, options=options, conversation=conversation)
+        prompt = _as_many_pages(shown, opened, laying) if pages else laying(opened, strict=strict)
+        sentence = _forgotten_sentence(drafts, earlier, left) if left else ""
+        return replace(prompt, left_out=(*([sentence] if sentence else []), *prompt.left_out))
+
     try:
-        return _lay_out(drafts, opened, named, engine, options, conversation)
-    except TooLong:
-        pages = sum(len(item.pages) for items in opened for item in items if isinstance(item, File))
-        if options.pages or pages < 2:
-            raise
-        found, least, most = None, 1, pages - 1
-        while least <= most:  # as many pages as fit
-            count = (least + most + 1) // 2
-            fewer = nearest_pages(drafts, opened, count)
-            try:
-                found, least = _lay_out(drafts, fewer, named, engine, options, conversation), count + 1
-            except TooLong:
-                most = count - 1
-        if found is None:
-            raise
-        return found
+        return told(strict=bool(earlier))
+    except TooLong as error:
+        refusal = error
+    everything = range(len(earlier))
+    if earlier:
+        with suppress(TooLong):
+            alone = told(everything)
+            return _beside(alone, drafts, earlier, engine, options, partial(told, strict=not alone.crowded))
+    if not options.pages and drafts_pages(drafts, options) > 1:
+        with suppress(TooLong):
+            return told(pages=True)
+        if earlier:
+            return told(everything, pages=True)
+    raise refusal
+
+
+def drafts_pages(drafts: Sequence[Draft], options: Options) -> int:
+    opened, _ = open_all(drafts, options)
+    return sum(len(item.pages) for items in opened for item in items if isinstance(item, File))
+
+
+def _as_many_pages(
+    drafts: Sequence[Draft], opened: Sequence[Sequence[str | File]], laying: Callable[..., Prompt]
+) -> Prompt:
+    """With as many pages as fit, at least one. Raises TooLong."""
+    pages = sum(len(item.pages) for items in opened for item in items if isinstance(item, File))
+    found, least, most = laying(nearest_pages(drafts, opened, 1)), 2, pages - 1
+    while least <= most:
+        count = (least + most + 1) // 2
+        try:
+            found, least = laying(nearest_pages(drafts, opened, count)), count + 1
+        except TooLong:
+            most = count - 1
+    return found
+
+
+Exchange = range  # indexes of a question's draft and those of its answers
+
+
+def exchanges(drafts: Sequence[Draft]) -> list[Exchange]:
+    """All before the last question."""
+    asked = [index for index, draft in enumerate(drafts) if draft.role == "user"]
+    return [range(start, end) for start, end in itertools.pairwise(asked)]
+
+
+def without(drafts: Sequence[Draft], left: Collection[Exchange]) -> list[Draft]:
+    gone = {index for exchange in left for index in exchange}
+    return [
+        replace(
+            draft,
+            items=tuple(item for item in draft.items if isinstance(item, Attached)),
+            parts=() if draft.parts is None else draft.parts,
+            left_out=True,
+        )
+        if index in gone
+        else draft
+        for index, draft in enumerate(drafts)
+    ]
+
+
+def _beside(
+    alone: Prompt,
+    drafts: Sequence[Draft],
+    earlier: Sequence[Exchange],
+    engine: Engine,
+    options: Options,
+    told: Callable[[Collection[int]], Prompt],
+) -> Prompt:
+    """As many earlier exchanges as fit beside the last question, which fits `alone`: the one before it first, then the
+    newest with files, those that share its words, the newer ones. New files give way down to half the context."""
+    question = "\n".join(item for item in drafts[-1].items if isinstance(item, str))
+    texts = ["\n".join(_text_of(drafts[index]) for index in exchange) for exchange in earlier]
+    with_files = [any(isinstance(item, Attached) for item in drafts[exchange[0]].items) for exchange in earlier]
+    order = choose_exchanges(question, texts, with_files)
+    budget = alone.budget
+    answer = min(alone.request.sampling.max_tokens, budget.context_length // ANSWER_SHARE)
+    room = budget.context_length - answer - min(budget.tokens, budget.context_length // 2)
+    kept: list[int] = []
+    for number in order:
+        said = [drafts[index] for index in earlier[number]]
+        messages = _write(said, [[item for item in draft.items if isinstance(item, str)] for draft in said], {})
+        cost = engine.plan(_request(messages, SamplingParams(), replace(options, system=""), "")).tokens
+        if cost <= room:
+            kept.append(number)
+            room -= cost
+    while kept:
+        with suppress(TooLong):
+            return told([number for number in range(len(earlier)) if number not in kept])
+        del kept[-max(1, len(kept) // 4) :]
+    return alone
+
+
+def _text_of(draft: Draft) -> str:
+    names = [item.name for item in draft.items if isinstance(item, Attached)]
+    words = draft.items if draft.parts is None else draft.parts
+    return "\n".join([*names, *(item for item in words if isinstance(item, str))])
+
+
+def _forgotten_sentence(drafts: Sequence[Draft], earlier: Sequence[Exchange], left: Collection[int]) -> str:
+    numbers = written_pages([number + 1 for number in left])
+    items = [item for number in left for index in earlier[number] for item in drafts[index].items]
+    names = list(dict.fromkeys(item.name or item.id for item in items if isinstance(item, Attached)))
+    if not names:
+        return (
+            f"{len(left)} of your {len(earlier)} earlier questions (no. {numbers}) and their answers have no room and "
+            "are not looked at. Say again what matters of them."
+        )
+    return (
+        f"{len(left)} of your {len(earlier)} earlier questions (no. {numbers}), their answers and files "
+        f"({', '.join(names)}) have no room and are not looked at. Attach again what matters of them."
+    )
 
 
 def nearest_pages(
@@ -163,11 +287,14 @@ def nearest_pages(
 def _lay_out(
     drafts: Sequence[Draft],
     opened: Sequence[Sequence[str | File]],
+    *,
     named: tuple[Named, ...],
     engine: Engine,
     options: Options,
     conversation: str,
+    strict: bool = False,
 ) -> Prompt:
+    """With `strict` it is too long already where a video or the answer gets too little of the context."""
     files = [item for items in opened for item in items if not isinstance(item, str)]
     visual = bool(files) or any(isinstance(part, Image | FramePlan) for draft in drafts for part in draft.parts or ())
     sampling = options.sampling or (engine.model.sampling if visual else engine.model.sampling_text)
@@ -182,19 +309,32 @@ def _lay_out(
             f"{engine.context_length:,}, {answer:,} of them kept for the answer. Choose fewer pages or start a "
             "new chat."
         )
-    said, spoken = _fit_words(files, engine, options, room)
-    fitted = _fit([file for file in files if file.kind != "Subtitles"], engine, options, room - spoken)
+    question = "\n".join(item for item in drafts[-1].items if isinstance(item, str))
+    said, spoken = _fit_words(files, engine, options, room, question)
+    visible = [file for file in files if file.kind != "Subtitles"]
+    fitted, crowded = _fit(visible, engine, options, room - spoken, question)
     fitted = {file: _with_cues(file, fitted.get(file, ()), said.get(file, ())) for file in files}
 
     request = _request(_write(drafts, opened, fitted), sampling, options, conversation)
     budget = engine.plan(request)
     _refuse_what_does_not_fit(budget, bool(files))
+    if strict and (crowded or budget.answer_tokens < min(answer, engine.context_length // LEAST_ANSWER_SHARE)):
+        raise TooLong("This conversation fills the context. Start a new chat.")
     shown = tuple(
         replace(_shown(file, fitted[file], len(said.get(file, ()))), looked=_looked(file, options)) for file in files
     )
-    note = "\n".join(_left_out_sentence(file) for file in shown if len(file.pages) < file.of_pages)
+    left_out = [_some_pages_sentence(file) for file in shown if len(file.pages) < file.of_pages]
+    left_out += [_some_moments_sentence(file) for file in crowded]
+    left_out += [_some_lines_sentence(file) for file in shown if file.lines[0] < file.lines[1]]
     return Prompt(
-        request, budget, request.messages[-1].parts, shown, named, note, _said_in_last(drafts, request, options)
+        request,
+        budget,
+        request.messages[-1].parts,
+        shown,
+        named,
+        tuple(left_out),
+        bool(crowded),
+        _said_in_last(drafts, request, options),
     )
 
 
@@ -203,11 +343,26 @@ def _said_in_last(drafts: Sequence[Draft], request: GenerationRequest, options: 
     return lines_of(plans[-1].clip, drafts, options) if plans else ()
 
 
-def _left_out_sentence(file: Shown) -> str:
+def _some_pages_sentence(file: Shown) -> str:
     pages = written_pages(file.pages)
     return (
-        f"Of the {file.of_pages} pages of {file.name or 'the document'}, the model was shown {pages}, "
+        f"Of the {file.of_pages} pages of {file.name or 'the document'}, the model is shown {pages}, "
         "those nearest to the question. Name others in the settings to have them read."
+    )
+
+
+def _some_moments_sentence(plan: FramePlan) -> str:
+    return (
+        f"There is room for {len(plan.patches)} moments of {format_clock(plan.clip.duration)} of video, one every "
+        f"{plan.clip.duration / len(plan.patches):.0f} seconds; what lies between is not looked at. Ask about a part "
+        "of it, or start a new chat."
+    )
+
+
+def _some_lines_sentence(file: Shown) -> str:
+    return (
+        f"Of the {file.lines[1]:,} subtitle lines of {file.name or 'the video'}, the model is shown {file.lines[0]:,}, "
+        "evenly spread and those nearest to the question."
     )
 
 
@@ -215,18 +370,22 @@ Fitted = dict[File, tuple[Part, ...]]
 
 
 def _fit_words(
-    files: Sequence[File], engine: Engine, options: Options, room: int
+    files: Sequence[File], engine: Engine, options: Options, room: int, question: str
 ) -> tuple[dict[File, tuple[Cue, ...]], int]:
-    """Of each video and subtitle file the cues that are shown, thinned evenly where too many, and their cost."""
+    """Of each video and subtitle file the cues that are shown, and their cost. Where they are too many they are
+    thinned evenly, but those nearest to the question stay."""
     speaking = [file for file in files if file.cues]
     usual = CUDA_WORDS_TOKENS if engine.model.device.startswith("cuda") else CPU_WORDS_TOKENS
     said: dict[File, tuple[Cue, ...]] = {}
     spoken = 0
     for file in speaking:
         share = min(usual, room // WORDS_SHARE) // len(speaking)
-        said[file] = file.cues
+        said[file], asked = file.cues, None
         while said[file] and (cost := _cost(written(said[file]), engine, options)) > share:
-            said[file] = thinned(said[file], min(0.9, 0.95 * share / cost))
+            if asked is None:
+                asked = [file.cues[index] for index in choose_lines(question, [cue.text for cue in file.cues])]
+            fewer = thinned([cue for cue in said[file] if cue not in asked], min(0.9, 0.95 * share / cost))
+            said[file] = tuple(sorted({*fewer, *(asked if fewer else ())}, key=lambda cue: (cue.start, cue.end)))
         spoken += cost if said[file] else 0
     return said, spoken
 
@@ -246,8 +405,15 @@ def _with_cues(file: File, views: tuple[Part, ...], cues: tuple[Cue, ...]) -> tu
     return (plan, after) if after else (plan,)
 
 
-def _fit(files: Sequence[File], engine: Engine, options: Options, room: int) -> Fitted:
-    """Each file at the size the model will see it: pictures first, then pages, then videos with what is left."""
+def _fit(
+    files: Sequence[File], engine: Engine, options: Options, room: int, question: str
+) -> tuple[Fitted, list[FramePlan]]:
+    """Each file at the size the model will see it: pictures first, then pages, then videos with what is left.
+
+    And the plans of videos that are crowded: beside evenly spread ones they have a moment where a line nearest to the
+    question is said.
+    """
+    crowded: list[FramePlan] = []
     pictures = [file for file in files if file.picture]
     documents = [file for file in files if file.pages]
     clips = [file for file in files if file.clip]
@@ -286,20 +452,27 @@ def _fit(files: Sequence[File], engine: Engine, options: Options, room: int) -> 
                 file.clip, times, file.chosen, budget=share, label_tokens=LABEL_TOKENS, frame_pixels=frame_pixels
             )
         else:
-            plan = plan_frames(
+            planning = partial(
+                plan_frames,
                 file.clip,
                 times,
-                budget=share,
                 label_tokens=LABEL_TOKENS,
                 frame_pixels=frame_pixels,
                 fps=options.fps,
                 most_moments=options.most_moments or (None if options.fps else engine.model.most_moments),
                 storyboard=_storyboard(file.clip, options),
             )
-            plan = with_moments(plan, times, file.moments)
+            plan, moments = planning(budget=share), file.moments
+            by_itself = len(planning(budget=by_hand or usual).patches) if share < (by_hand or usual) else 0
+            is_crowded = len(plan.patches) < max(by_itself // CROWDED, min(by_itself, FEWEST_MOMENTS))
+            if is_crowded:
+                asked = choose_lines(question, [cue.text for cue in file.cues])[: len(plan.patches) // 2]
+                moments = (*moments, *(file.cues[index].start for index in asked))
+            plan = with_moments(plan, times, moments)
+            crowded += [plan] if is_crowded else []
         fitted[file] = (plan,)
         room -= plan.tokens + LABEL_TOKENS * len(plan.patches)
-    return fitted
+    return fitted, crowded
 
 
 def _storyboard(clip: Clip, options: Options) -> Storyboard | None:
@@ -329,7 +502,8 @@ def _write(drafts: Sequence[Draft], opened: Sequence[Sequence[str | File]], fitt
     for draft, items in zip(drafts, opened, strict=True):
         if draft.parts is not None:
             numbers.update(_kinds(draft, items, known))
-            messages.append(Message(draft.role, draft.parts))
+            if not draft.left_out:
+                messages.append(Message(draft.role, draft.parts))
             continue
         parts: list[Part] = []
         for item in items:

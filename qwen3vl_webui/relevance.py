@@ -86,6 +86,16 @@ def choose_lines(question: str, lines: Sequence[str]) -> list[int]:
     return [index for index in best[:MOST_LINES] if scores[index] >= NEAR_BEST_LINE * scores[best[0]]]
 
 
+def choose_exchanges(question: str, texts: Sequence[str], with_files: Sequence[bool]) -> list[int]:
+    """The indexes of earlier questions (with their answers), what the last one needs most first: the one before it, the
+    newest with files, those that share its words, nearest first, then the newer ones."""
+    scores = scores_of(" ".join(word for word in words_of(question) if word not in ASKING), texts)
+    newest = list(reversed(range(len(texts))))
+    asked = sorted((index for index in newest if scores[index] > 0), key=lambda index: -scores[index])
+    shown = [index for index in newest if with_files[index]][:1]
+    return list(dict.fromkeys([*newest[:1], *shown, *asked, *newest]))
+
+
 def choose_alike(likeness: Sequence[float]) -> list[int]:
     """The indexes of at most `MOST_ALIKE` moments, the most alike first, those far behind it left out."""
     best = sorted((index for index, each in enumerate(likeness) if each > 0), key=lambda index: -likeness[index])

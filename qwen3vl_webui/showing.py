@@ -93,7 +93,7 @@ def open_all(drafts: Sequence[Draft], options: Options) -> tuple[list[list[str |
         else:
             sidecars += new_sidecars
         opened.append(items)
-        plans += [part for part in draft.parts or () if isinstance(part, FramePlan)]
+        plans += [part for part in draft.parts or () if isinstance(part, FramePlan) and not draft.left_out]
     return opened, tuple(named)
 
 

@@ -433,3 +433,118 @@ def test_pages_named_by_hand_are_never_left_out(tmp_path: Path) -> None:
     engine = ScriptedEngine(context_length=4096, model=SMALL_PAGES)
     with pytest.raises(TooLong):
         lay_out([Draft("user", (Attached(document), "What?"))], engine, Options(pages="1-30"))
+
+
+# A conversation that has outgrown the context
+
+
+def talked(*questions: str, answer: str = "word " * 400) -> Conversation:
+    """Each question answered at length, some five hundred tokens together; the last one is still to be answered."""
+    conversation = Conversation()
+    for question in questions[:-1]:
+        conversation = conversation.ask(question)
+        conversation = conversation.update(conversation.path[-1].id, parts=(question,)).answer()
+        conversation = conversation.update(conversation.path[-1].id, text=f"{question} {answer}", state="done")
+    return conversation.ask(questions[-1])
+
+
+def asked(prompt: Prompt) -> list[str]:
+    return [str(message.parts[-1]) for message in prompt.request.messages if message.role == "user"]
+
+
+TALK = [f"Tell me of subject {n}." for n in range(1, 9)]
+
+
+def test_the_question_before_and_what_shares_its_words_stay_and_the_rest_is_told(
+    lookup: Callable[[Attachment], Media],
+) -> None:
+    talk = [*TALK[:2], "What does the pump 7342 do?", *TALK[3:], "And why does pump 7342 fail?"]
+    prompt = build(talked(*talk), ScriptedEngine(context_length=2_500), lookup)
+    assert asked(prompt) == [talk[2], talk[6], talk[7], talk[-1]]
+    assert prompt.budget.fits and prompt.budget.answer_tokens >= 2_500 // 4
+    assert prompt.note == (
+        "5 of your 8 earlier questions (no. 1-2, 4-6) and their answers have no room and are not looked at. "
+        "Say again what matters of them."
+    )
+    assert [message.role for message in prompt.request.messages] == ["user", "assistant"] * 3 + ["user"]
+
+
+def test_nothing_is_left_out_while_there_is_room(lookup: Callable[[Attachment], Media]) -> None:
+    prompt = build(talked(*TALK), ScriptedEngine(context_length=20_000), lookup)
+    assert asked(prompt) == TALK and prompt.note == "" and prompt.left_out == ()
+
+
+def test_programs_are_refused_instead(media: dict[str, Media]) -> None:
+    drafts = [Draft("user", ("word " * 900,)), Draft("assistant", ("Yes.",)), Draft("user", ("And?",))]
+    with pytest.raises(TooLong, match="the model reads 1,000"):
+        lay_out(drafts, ScriptedEngine(context_length=1_000))
+    assert lay_out(drafts, ScriptedEngine(context_length=1_000), forget=True).left_out
+
+
+def test_a_question_that_is_too_long_by_itself_is_still_refused(lookup: Callable[[Attachment], Media]) -> None:
+    with pytest.raises(TooLong, match=r"the model reads 1,000"):
+        build(talked(*TALK[:3], "word " * 2_000), ScriptedEngine(context_length=1_000), lookup)
+
+
+def test_an_answer_is_never_squeezed_to_a_few_words(lookup: Callable[[Attachment], Media]) -> None:
+    conversation = talked(*TALK)
+    whole = build(conversation, ScriptedEngine(context_length=20_000), lookup).budget.tokens
+    prompt = build(conversation, ScriptedEngine(context_length=whole + 10), lookup)
+    assert prompt.left_out and prompt.budget.answer_tokens > 300
+
+
+def test_files_of_what_is_left_out_are_named_and_numbers_stay(lookup: Callable[[Attachment], Media]) -> None:
+    engine = ScriptedEngine(context_length=3_000)
+    conversation = talked("First.", "Second.", answer="word " * 1_600)
+    first = conversation.path[0]
+    parts = build(ask("picture", text="First."), engine, lookup).parts
+    conversation = conversation.update(first.id, parts=parts, attachments=(attachment("picture"),))
+    for question in TALK[:5]:
+        conversation = conversation.update(conversation.path[-1].id, parts=(conversation.path[-1].text,)).answer()
+        conversation = conversation.update(conversation.path[-1].id, text="word " * 800, state="done")
+        conversation = conversation.ask(question, (attachment("picture"),) if question == TALK[4] else ())
+    prompt = build(conversation, engine, lookup)
+    assert "files (picture.bin)" in prompt.note and "(no. 1-" in prompt.note
+    assert "Picture 2: " in outline(prompt.request.messages[-1])
+
+
+def test_what_is_left_out_can_be_asked_about_again(media: dict[str, Media]) -> None:
+    engine = ScriptedEngine(context_length=2_500)
+    film = Attached(media["film"], "f", "film.mp4")
+    first = lay_out([Draft("user", (film, "What?"))], engine)
+    drafts = [Draft("user", (film,), (*first.parts, "word " * 1_600)), Draft("assistant", ("Yes.",))]
+    prompt = lay_out([*drafts, Draft("user", ("What is shown between 0:02 and 0:05?",))], engine, forget=True)
+    assert prompt.left_out and [shown.span for shown in prompt.shown] == [(2.0, 5.0)]
+
+
+def test_a_new_video_is_not_squeezed_by_old_talk(media: dict[str, Media]) -> None:
+    by_itself = lay_out([Draft("user", (Attached(media["film"], "f"), "What?"))], ScriptedEngine(context_length=4_000))
+    old = [Draft("user", ("word " * 2_330,)), Draft("assistant", ("Yes.",))]
+    drafts = [*old, Draft("user", (Attached(media["film"], "f"), "What?"))]
+    prompt = lay_out(drafts, ScriptedEngine(context_length=4_000), forget=True)
+    assert prompt.left_out and not prompt.crowded
+    assert len(prompt.shown[0].moments) >= len(by_itself.shown[0].moments) // 2
+
+
+def test_a_video_with_room_for_few_moments_shows_those_the_question_is_about_and_says_how_few(
+    media: dict[str, Media], tmp_path: Path
+) -> None:
+    path = tmp_path / "film.srt"
+    path.write_text(srt([(0.0, 1.0, "welcome"), (5.3, 6.0, "here the dragon wakes"), (7.0, 8.0, "bye")]))
+    engine = ScriptedEngine(context_length=160, model=replace(SMALL_PAGES, frame_pixels=(4096, 16_384)))
+    items = (Attached(media["film"], "f", "film.mp4"), Attached(open_upload(path), "s", "film.srt"), "The dragon?")
+    prompt = lay_out([Draft("user", items)], engine)
+    (plan,) = [part for part in prompt.parts if isinstance(part, FramePlan)]
+    assert 1 < len(plan.patches) < 4 and any(abs(stamp - 5.3) < 0.3 for stamp in plan.stamps)
+    assert f"room for {len(plan.patches)} moments of 00:08 of video" in prompt.note and prompt.crowded
+
+
+def test_lines_nearest_to_the_question_stay_when_many_are_thinned(media: dict[str, Media], tmp_path: Path) -> None:
+    path = tmp_path / "long.srt"
+    lines = [(n * 0.005, n * 0.005 + 0.004, f"word {n} " * 8) for n in range(1_600)]
+    lines[777] = (777 * 0.005, 777 * 0.005 + 0.004, "the dragon wakes")
+    path.write_text(srt(lines))
+    items = (Attached(media["film"], "f", "film.mp4"), Attached(open_upload(path), "s", "film.srt"), "The dragon?")
+    prompt = lay_out([Draft("user", items)], ScriptedEngine())
+    assert "the dragon wakes" in read(prompt)
+    assert f"Of the 1,600 subtitle lines of film.mp4, the model is shown {prompt.shown[0].lines[0]}," in prompt.note

@@ -9,7 +9,7 @@ import { openPath, upload } from "./upload.js";
 const ACCEPT = { image: "image/*", video: "video/*,.mkv,.avi,.ts", document: "application/pdf,.pdf", subtitles: ".srt,.vtt,.ass,.ssa,.sub" };
 const PAUSE = 350; // ms of stillness before the cost is counted
 
-let box, chips, presets, meter, named, trouble, button, picker, pathRow, pathBox;
+let box, chips, presets, meter, named, lacking, trouble, button, picker, pathRow, pathBox;
 let items = []; // uploads and stored files of the message being written
 let task = "";
 
@@ -21,6 +21,7 @@ export function mount({ element, server }) {
   presets = h("div.qv-presets", { role: "group" });
   meter = h("div.qv-meter");
   named = h("div.qv-named", { role: "status", hidden: true });
+  lacking = h("div.qv-lacking", { role: "status", hidden: true });
   box = h("textarea.qv-box", { id: "qv-question", rows: 1, placeholder_t: "ask_more", label_t: "ask_more" });
   picker = h("input", { type: "file", multiple: true, hidden: true, id: "qv-picker", tabindex: -1 });
   button = h("button.qv-send", { type: "button", id: "qv-send" });
@@ -29,7 +30,7 @@ export function mount({ element, server }) {
   fill(root,
     presets,
     h("div.qv-card-box", {},
-      trouble, chips, pathRow, box, named,
+      trouble, chips, pathRow, box, named, lacking,
       h("div.qv-tools", {},
         iconButton("attach", "add_files", () => choose(), { id: "qv-attach" }),
         window.qvPage?.mediaFolder && iconButton("folder", "open_path", () => { pathRow.hidden = !pathRow.hidden; if (!pathRow.hidden) pathBox.focus(); }),
@@ -274,7 +275,7 @@ function accepted(sent) {
   if (sendsNext) { sendsNext = false; setTimeout(send); }
   if (sent.do === "send") { // what was written since stays
     items = items.filter((item) => !sent.files.some((file) => file.id === item.stored?.id));
-    if (box.value === sent.text) { box.value = ""; task = ""; drawNamed(named, null); }
+    if (box.value === sent.text) { box.value = ""; task = ""; drawNamed(named, null); drawLacking([]); }
     redraw();
   }
   if (sent.answers) complain(null);
@@ -361,6 +362,7 @@ async function price() {
 function drawMeter(answer) {
   lastPrice = answer;
   drawNamed(named, answer?.named);
+  drawLacking(answer?.left_out || []);
   if (sendsUploaded) { fill(meter, h("span", {}, t("upload_wait"))); return; }
   if (!answer) { fill(meter); return; }
   if (answer.error) {
@@ -396,6 +398,12 @@ function drawMeter(answer) {
     complain({ message: answer.sentence, code: answer.code });
     if (answer.plan) trouble.insertBefore(h("button.qv-small", { type: "button", onclick: () => { emit("plan", answer.plan); complain(null); } }, `${planWords(answer.plan)} — ${t("meter_use")}`), trouble.lastChild);
   }
+}
+
+/** What will not be looked at for want of room, said before it is sent. */
+function drawLacking(sentences) {
+  lacking.hidden = !sentences.length;
+  fill(lacking, sentences.map((message) => h("p", {}, icon("warn", 14), h("span", {}, sentenceOf({ message })))));
 }
 
 const planWords = (plan) => t("meter_plan", { plan: t("pages" in plan ? "plan_pages" : "plan_frames") });

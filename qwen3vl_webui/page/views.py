@@ -148,6 +148,7 @@ def view_price(prompt: Prompt) -> dict[str, Any]:
             }
             for file in prompt.shown
         ],
+        "left_out": list(prompt.left_out),
         "named": [
             {"id": span.id, "name": span.name, "start": span.start, "end": span.end, "used": span.used}
             for span in prompt.named

@@ -56,9 +56,32 @@ def test_of_a_long_pdf_the_nearest_pages_are_shown_and_the_answer_says_which(vis
         here.page.wait_for_selector(".qv-gauge:has-text('nearest to the question')", timeout=30_000)
         here.page.press("#qv-question", "Enter")
         here.settled()
-        here.page.wait_for_selector(".qv-answer .qv-note:has-text('pages of contract.pdf, the model was shown')")
+        here.page.wait_for_selector(".qv-answer .qv-note:has-text('pages of contract.pdf, the model is shown')")
         here.page.click("#qv-language")
         here.page.wait_for_selector(".qv-answer .qv-note:has-text('最相关')")
+    finally:
+        house.engine.context_length = context
+
+
+def test_of_a_conversation_that_outgrew_the_context_what_is_left_out_is_said_before_and_after(visit, house):
+    here = visit()
+    context, house.engine.context_length = house.engine.context_length, 2_500
+    house.engine.script = "word " * 400
+    try:
+        for number in range(1, 6):
+            here.ask(f"Tell me of subject {number}.")
+            here.settled(number)
+        here.page.fill("#qv-question", "Which was subject 1?")
+        here.page.wait_for_selector(".qv-lacking:has-text('earlier questions (no. 2-')")
+        here.page.press("#qv-question", "Enter")
+        here.settled(6)
+        shown = [m.parts[-1] for m in house.engine.requests[-1].messages if m.role == "user"]
+        assert shown == [*(f"Tell me of subject {number}." for number in (1, 4, 5)), "Which was subject 1?"]
+        here.page.wait_for_selector(".qv-answer .qv-note:has-text('2 of your 5 earlier questions (no. 2-3)')")
+        assert here.page.locator(".qv-question").count() == 6  # the person still sees all of it
+        here.page.click("#qv-language")
+        here.page.wait_for_selector(".qv-answer .qv-note:has-text('之前的 5 个问题中有 2 个')")
+        here.page.wait_for_selector(".qv-lacking:has-text('之前的 6 个问题中')")
     finally:
         house.engine.context_length = context
 
