@@ -91,7 +91,7 @@ def print_plan(settings: Settings) -> None:
 
     shapes = planner.KNOWN
     if settings.model != "auto":
-        name = settings.model.removesuffix("-thinking")
+        name = settings.model.removesuffix("-fp8").removesuffix("-thinking")
         if name not in planner.KNOWN:
             sys.exit(f"--plan knows {', '.join(planner.KNOWN)}; {settings.model!r} is none of them.")
         shapes = {name: planner.KNOWN[name]}

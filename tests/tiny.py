@@ -185,6 +185,39 @@ def build(folder: Path, *, tied: bool, thinking: bool, experts: int) -> None:
     )
 
 
+def pack_fp8(folder: Path) -> Path:
+    """Turns a checkpoint into one as Qwen publishes its FP8 ones: linears of the text layers as e4m3 numbers with a
+    float32 `weight_scale_inv` for each block of 128 x 128, everything else as it was."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    for name, weight in list(weights.items()):
+        if "language_model.layers." not in name or weight.ndim != 2:
+            continue
+        rows, columns = weight.shape
+        scales = torch.empty(-(-rows // 128), -(-columns // 128))
+        packed = torch.empty_like(weight, dtype=torch.float8_e4m3fn)
+        for i in range(0, rows, 128):
+            for j in range(0, columns, 128):
+                block = weight[i : i + 128, j : j + 128].float()
+                scales[i // 128, j // 128] = block.abs().max() / 448
+                packed[i : i + 128, j : j + 128] = (block / scales[i // 128, j // 128]).to(torch.float8_e4m3fn)
+        weights[name] = packed
+        weights[f"{name}_scale_inv"] = scales
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    vision = {name.removesuffix(".weight") for name in weights if ".visual." in name and name.endswith(".weight")}
+    quantization = {
+        "activation_scheme": "dynamic",
+        "fmt": "e4m3",
+        "quant_method": "fp8",
+        "weight_block_size": [128, 128],
+        "modules_to_not_convert": ["lm_head", *sorted(vision)],
+    }
+    write_json(folder / "config.json", quantization_config=quantization)
+    return folder
+
+
 @functools.cache
 def built(tied: bool, thinking: bool, experts: int) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="tiny-qwen3-vl-"))

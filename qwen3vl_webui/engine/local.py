@@ -156,7 +156,7 @@ class LocalEngine:
         if self._loaded.device.type != "cuda":
             return budget
         kv = self._cache.format.name
-        working = working_bytes(self._loaded.shape, kv) - CONTEXT
+        working = working_bytes(self._loaded.shape, kv, quantization=self._loaded.weights) - CONTEXT
         needed = kv_bytes(self._loaded.shape, kv, tokens + answer) + working
         return replace(budget, memory_bytes=needed, memory_free=self._memory_free() + working)
 
@@ -196,7 +196,7 @@ def memory_for_kv(loaded: LoadedModel, kv: KVFormat, held: int = 0) -> int:
     if loaded.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(loaded.device)
         unused = torch.cuda.memory_reserved(loaded.device) - torch.cuda.memory_allocated(loaded.device)
-        return max(0, free + unused + held - working_bytes(loaded.shape, kv) + CONTEXT)
+        return max(0, free + unused + held - working_bytes(loaded.shape, kv, quantization=loaded.weights) + CONTEXT)
     return host_memory_free() // 2  # the page and the decoders live here too
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from qwen3vl_webui.errors import EngineError, NotFound, Unsupported
+from qwen3vl_webui.model.fp8 import is_fp8
 from qwen3vl_webui.model.inputs import MERGE, PATCH
 from qwen3vl_webui.settings import DEMO_MODEL, MODELS, Hub
 
@@ -119,7 +120,7 @@ def resolve_auto(hub: Hub = "huggingface", progress: Report = quiet) -> tuple[st
 
 
 def short_names() -> str:
-    return ", ".join(name for name in MODELS if not name.endswith("-thinking"))
+    return ", ".join(name for name in MODELS if not name.endswith(("-thinking", "-fp8")))
 
 
 def missing_files(folder: Path) -> list[str]:
@@ -271,10 +272,7 @@ def check(folder: Path) -> dict[str, Any]:
         raise Unsupported(f"{folder.name} is not a Qwen3-VL checkpoint (its type is {kind!r}): choose {short_names()}.")
     if missing := missing_files(folder):
         raise NotFound(f"The checkpoint in {folder} lacks {', '.join(missing)}: fetch it again.")
-    if "quantization_config" in config:
-        raise Unsupported(
-            f"{folder.name} is quantized already; take the plain checkpoint and choose --quantization 8bit or 4bit."
-        )
+    is_fp8(config)
     vision = config.get("vision_config") or {}
     fixed = {"patch_size": PATCH, "spatial_merge_size": MERGE, "temporal_patch_size": 2, "in_channels": 3}
     for name, value in fixed.items():

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from qwen3vl_webui.model import fp8
 from qwen3vl_webui.model.cache import KVCache, Slot
 from qwen3vl_webui.model.formats import Places
 
@@ -53,6 +54,7 @@ class Joined:
     def __init__(self, modules: Sequence[Any]) -> None:
         self.modules = list(modules)
         self.weight: torch.Tensor | None = None
+        self.packed = fp8.joined(modules)
         if all(is_plain(module) and module.bias is None for module in self.modules):
             weight = torch.cat([module.weight.detach() for module in self.modules])
             at = 0
@@ -65,6 +67,8 @@ class Joined:
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         if self.weight is not None:
             return functional.linear(rows, self.weight)
+        if self.packed is not None:
+            return self.packed(rows)
         return torch.cat([module(rows) for module in self.modules], -1)
 
 

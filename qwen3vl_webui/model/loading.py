@@ -21,7 +21,7 @@ from torch import nn
 
 from qwen3vl_webui.engine.contract import Message, ModelInfo, Role, SamplingParams
 from qwen3vl_webui.errors import EngineError, OutOfMemory, Unsupported
-from qwen3vl_webui.model import rope
+from qwen3vl_webui.model import fp8, rope
 from qwen3vl_webui.model.checkpoint import (
     Progress,
     Report,
@@ -49,8 +49,8 @@ class LoadedModel:
     """The modules of one checkpoint, in evaluation mode, without gradients.
 
     `text` takes `inputs_embeds`; `vision` returns merged and DeepStack features; `dtype` is what the text model
-    computes in (its linears may be quantized). `shape` is what the memory planner looks at, `rope` the checkpoint's own
-    plan, good for `trained_positions`. `eos_ids` end an answer.
+    computes in; its linears are held as `weights` says. `shape` is what the memory planner looks at, `rope` the
+    checkpoint's own plan, good for `trained_positions`. `eos_ids` end an answer.
     """
 
     folder: Path
@@ -68,6 +68,7 @@ class LoadedModel:
     device: torch.device
     dtype: torch.dtype
     info: ModelInfo
+    weights: Weights = "none"
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -169,7 +170,7 @@ def pick_quantization(
     name: str,
     shape: Shape,
     memory_free: int,
-    quantization: Quantization,
+    quantization: Quantization | Weights,
     kv_cache: KVCacheKind,
     context_length: int | None,
 ) -> Weights:
@@ -210,7 +211,7 @@ def refuse_too_big(name: str, needed: int, place: torch.device) -> None:
         )
 
 
-def quantization_config(quantization: Quantization, dtype: torch.dtype) -> Any:
+def quantization_config(quantization: Weights, dtype: torch.dtype) -> Any:
     from transformers import BitsAndBytesConfig
 
     if quantization == "8bit":
@@ -223,6 +224,17 @@ def quantization_config(quantization: Quantization, dtype: torch.dtype) -> Any:
         bnb_4bit_compute_dtype=dtype,
         llm_int8_skip_modules=UNQUANTIZED,
     )
+
+
+def fp8_config(config: Mapping[str, Any], *, dequantize: bool) -> Any:
+    from transformers import FineGrainedFP8Config
+
+    kept = config["quantization_config"].get("modules_to_not_convert") or []
+    return FineGrainedFP8Config(modules_to_not_convert=[*kept, *fp8.UNQUANTIZED], dequantize=dequantize)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def check_quantized(model: nn.Module) -> None:
@@ -321,22 +333,32 @@ def load_folder(
         raise Unsupported(f"config.json and the tokenizer of {folder.name} disagree: fetch the checkpoint again.")
 
     shape = Shape.of(config.to_dict())
-    mixture = config.model_type == "qwen3_vl_moe"
+    mixture, packed = config.model_type == "qwen3_vl_moe", fp8.is_fp8(raw)
     if mixture and quantization not in ("none", "auto"):
         raise Unsupported(
             f"The experts of {name} cannot be quantized while loading (bitsandbytes reaches linear layers only): "
             "use --quantization none, or a dense model."
         )
+    if packed and mixture:
+        raise Unsupported("FP8 checkpoints of mixtures of experts are not done here: take the plain one.")
+    if packed and quantization not in ("none", "auto"):
+        raise Unsupported(f"{name} is quantized already (FP8): leave --quantization out, or take the plain checkpoint.")
     dtype = torch.bfloat16 if place.type == "cuda" else torch.float32
+    wanted: Quantization | Weights = quantization
+    if packed:
+        wanted = "fp8" if fp8.stays_packed(place) else "none"
+    weights: Weights = "none" if wanted == "auto" else wanted
     if place.type == "cuda":
         free, _ = torch.cuda.mem_get_info(place)
-        quantization = pick_quantization(name, shape, free, quantization, kv_cache, context_length)
-    elif quantization == "auto":
-        quantization = "none"
-    refuse_too_big(name, weight_bytes(shape, quantization, dtype.itemsize), place)
+        weights = pick_quantization(name, shape, free, wanted, kv_cache, context_length)
+    refuse_too_big(name, weight_bytes(shape, weights, dtype.itemsize), place)
     options: dict[str, Any] = {}
-    if quantization != "none":
-        options["quantization_config"] = quantization_config(quantization, dtype)
+    if packed:
+        if lost := fp8.unpaired(folder):
+            raise damaged(folder, f"one of {lost} and its scales is missing")
+        options["quantization_config"] = fp8_config(raw, dequantize=weights == "none")
+    elif weights != "none":
+        options["quantization_config"] = quantization_config(weights, dtype)
     model_class: Any = Qwen3VLMoeForConditionalGeneration if mixture else Qwen3VLForConditionalGeneration
     with Teller(progress) as tell:
         try:
@@ -362,8 +384,14 @@ def load_folder(
         raise damaged(folder, f"no {sorted(report['missing_keys'])[0]}")
     model.model.visual.patch_embed = PatchEmbedding(model.model.visual.patch_embed.proj)
     model.requires_grad_(False).eval()
-    if quantization != "none":
+    if weights in ("8bit", "4bit"):
         check_quantized(model)
+    elif weights == "fp8":
+        fp8.take_over(model, dtype, place)
+    if packed:
+        fp8.cast_rest(model, dtype)
+    if packed and weights == "none":
+        log.warning("This device has no FP8: the weights of %s were made %s while loading.", name, name_of(dtype))
 
     generation = read_json(folder / "generation_config.json")
     eos = generation.get("eos_token_id", [])
@@ -374,7 +402,7 @@ def load_folder(
         name=name,
         checkpoint=MODELS.get(name, name if "/" in name else str(folder)),
         device=describe(place),
-        quantization=quantization,
+        quantization=f"fp8 → {name_of(dtype)}" if packed and weights == "none" else weights,
         context_length=length,
         thinking=vocabulary.thinking,
         demo=folder.resolve() == DEMO_MODEL.resolve(),
@@ -402,6 +430,7 @@ def load_folder(
         device=place,
         dtype=dtype,
         info=info,
+        weights=weights,
     )
 
 

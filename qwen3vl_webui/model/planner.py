@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from qwen3vl_webui.settings import KVCacheKind, Quantization
 
 KVFormat = Literal["bf16", "int8", "int4"]  # bf16: whatever the model computes in, float32 on a CPU
-Weights = Literal["none", "8bit", "4bit"]
+Weights = Literal["none", "fp8", "8bit", "4bit"]  # fp8: as the checkpoint has them; never chosen for another one
 
 GIB = 2**30
 GROUP = 64  # tokens or channels that share a scale in int4; absmax blocks of nf4 have 64 weights too
+FP8_BLOCK = 128  # rows and columns that share a scale
 ROUND = 256  # tokens; the KV cache grows in multiples of it
 CHUNK = 2048  # prompt tokens read at once on CUDA
 CUDA_BLOCK = 16_384  # quantized tokens made exact at once on CUDA
@@ -174,8 +175,11 @@ KNOWN: dict[str, Shape] = {  # by short name, from the published config.json fil
 
 
 def linear_bytes(rows: int, columns: int, quantization: Weights, element: int) -> int:
-    """Of one matrix as bitsandbytes holds it: int8 with a float32 scale a row, nf4 with one for 64 weights."""
+    """Of one matrix. As bitsandbytes holds it: int8 with a float32 scale a row, nf4 with one for 64 weights. FP8 has
+    one for each block of 128 x 128."""
     weights = rows * columns
+    if quantization == "fp8":
+        return weights + 4 * -(-rows // FP8_BLOCK) * -(-columns // FP8_BLOCK)
     if quantization == "8bit":
         return weights + 4 * rows
     if quantization == "4bit":
@@ -228,7 +232,7 @@ def round_up(tokens: int) -> int:
     return -(-tokens // ROUND) * ROUND
 
 
-def working_parts(shape: Shape, kv: KVFormat, element: int = 2) -> dict[str, int]:
+def working_parts(shape: Shape, kv: KVFormat, element: int = 2, *, quantization: Weights = "none") -> dict[str, int]:
     """Beside weights and KV, whatever the context: one prefill chunk, one group of pictures, logits, the rest."""
     exact = 6 * CUDA_BLOCK * shape.kv_heads * shape.head_dim * element  # codes, their product with scales, both halves
     attention = 5 * (shape.heads + 2 * shape.kv_heads) * shape.head_dim
@@ -241,6 +245,7 @@ def working_parts(shape: Shape, kv: KVFormat, element: int = 2) -> dict[str, int
     return {
         "prefill": CHUNK * element * (3 * shape.hidden + max(attention, inner)),
         "attention": exact + 2 * 4 * SCORES if kv != "bf16" else 0,
+        "unpacked": 2 * shape.intermediate * shape.hidden * element if quantization == "fp8" else 0,
         "pictures": VISION_ROWS * tower,
         "features": CHUNK * (1 + shape.taps) * shape.hidden * element,
         "logits": DECODING * shape.vocabulary * (element + 8),
@@ -248,8 +253,8 @@ def working_parts(shape: Shape, kv: KVFormat, element: int = 2) -> dict[str, int
     }
 
 
-def working_bytes(shape: Shape, kv: KVFormat, element: int = 2) -> int:
-    return sum(working_parts(shape, kv, element).values())
+def working_bytes(shape: Shape, kv: KVFormat, element: int = 2, *, quantization: Weights = "none") -> int:
+    return sum(working_parts(shape, kv, element, quantization=quantization).values())
 
 
 @dataclass(frozen=True)
@@ -267,7 +272,8 @@ class Plan:
 
 
 def plan(shape: Shape, quantization: Weights, tokens: int, kv: KVFormat) -> Plan:
-    parts = {**weight_parts(shape, quantization), "kv": kv_bytes(shape, kv, tokens), **working_parts(shape, kv)}
+    working = working_parts(shape, kv, quantization=quantization)
+    parts = {**weight_parts(shape, quantization), "kv": kv_bytes(shape, kv, tokens), **working}
     return Plan(quantization, kv, tokens, parts)
 
 
@@ -277,8 +283,10 @@ def most_tokens(shape: Shape, quantization: Weights, kv: KVFormat, memory: int) 
     return max(0, room // kv_bytes_per_token(shape, kv) // ROUND * ROUND)
 
 
-def allowed(shape: Shape, quantization: Quantization, kv: KVCacheKind) -> Iterable[tuple[Weights, KVFormat]]:
+def allowed(shape: Shape, quantization: Quantization | Weights, kv: KVCacheKind) -> Iterable[tuple[Weights, KVFormat]]:
     """The choices a person's settings leave, least loss first. Experts cannot be quantized while loading."""
+    if quantization == "fp8":
+        yield from (("fp8", format) for format in FORMATS if kv in ("auto", format))
     for weights, format in CHOICES:
         if weights != "none" and shape.experts:
             continue
@@ -290,7 +298,7 @@ def choose(
     shape: Shape,
     memory: int,
     tokens: int | None = None,
-    quantization: Quantization = "auto",
+    quantization: Quantization | Weights = "auto",
     kv: KVCacheKind = "auto",
 ) -> Plan | None:
     """The least loss with which `tokens` (None: the usual) fit; None when nothing does."""
@@ -329,10 +337,15 @@ def table(
     ]
     best: tuple[int, str, Plan] | None = None
     for name, shape in shapes.items():
-        for weights in ("none", "8bit", "4bit"):
-            if not any(weights == each for each, _ in allowed(shape, quantization, kv)):
+        for weights in get_args(Weights):
+            if weights == "fp8":
+                left_out = quantization != "auto" or bool(shape.experts)
+            else:
+                left_out = not any(weights == each for each, _ in allowed(shape, quantization, kv))
+            if left_out:
                 continue
-            line = f"{name:<11}{weights:<9}{weight_bytes(shape, weights) / GIB:>6.1f}"
+            called = f"{name}-fp8" if weights == "fp8" else name
+            line = f"{called:<11}{weights:<9}{weight_bytes(shape, weights) / GIB:>6.1f}"
             for format in formats:
                 needed = plan(shape, weights, tokens, format).bytes
                 fits = needed <= usable

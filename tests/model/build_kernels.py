@@ -18,29 +18,35 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from qwen3vl_webui.model import kernels
+from qwen3vl_webui.model import fp8_kernels, kernels
 
 COUNTS = {"rows", "starts", "halves"}
 NUMBERS = {"capacity", "groups", "key_stride", "query_stride", "value_stride"}
+NUMBERS |= {"count", "outputs", "inputs", "across"}
 FLOATS = {"answers", "log_sums"}
 CODES = {"full": "*bf16", "int8": "*i8", "int4": "*u8"}
 CONSTANTS = {"KV_HEADS": 8, "GROUPS": 4, "PADDED": 16, "SIZE": 128, "BLOCK": 64, "GROUP": 64, "SPLITS": 64}
+FP8_CONSTANTS = {"PADDED": 16, "OUTPUTS": 16, "BLOCK": 128}
+FP8 = {"multiplied", "unpacking"}
 LAUNCHES = {  # warps and stages, as in `kernels.decode`
     **{"stored_full": (1, 3), "stored_int8": (1, 3), "stored_int4": (4, 3), "join": (4, 3)},
     **{"read_full": (4, 2), "read_int8": (4, 3), "read_int4": (4, 3)},
+    **{"multiplied": (2, 5), "unpacking": (4, 3)},
 }
 
 
 def type_of(kernel: str, argument: str) -> str:
-    if argument in CONSTANTS:
+    if argument in CONSTANTS or argument in FP8_CONSTANTS:
         return "constexpr"
     if argument in NUMBERS:
         return "i32"
     if argument == "scale":
         return "fp32"
-    if argument in COUNTS:
+    if argument in COUNTS and kernel not in FP8:
         return "*i32"
-    if argument in FLOATS:
+    if argument == "weight":
+        return "*fp8e4nv"
+    if argument in FLOATS or argument == "scales":
         return "*fp32"
     if argument.endswith("_scales"):
         return "*fp16"
@@ -48,13 +54,14 @@ def type_of(kernel: str, argument: str) -> str:
 
 
 def build(name: str, architecture: int) -> Any:
-    kernel = getattr(kernels, name)
+    kernel = getattr(kernels, name, None) or getattr(fp8_kernels, name)
+    given = CONSTANTS if hasattr(kernels, name) else FP8_CONSTANTS
     types = {argument: type_of(name, argument) for argument in kernel.arg_names}
-    constants = {(kernel.arg_names.index(each),): value for each, value in CONSTANTS.items() if each in types}
+    constants = {(kernel.arg_names.index(each),): value for each, value in given.items() if each in types}
     aligned = {
         (index,): [["tt.divisibility", 16]]
         for index, (argument, type) in enumerate(types.items())
-        if type.startswith("*") or argument in NUMBERS - {"groups"}
+        if type.startswith("*") or argument in NUMBERS - {"groups", "count", "across"}
     }
     warps, stages = LAUNCHES[name]
     return triton.compile(
@@ -68,6 +75,8 @@ def main(architectures: list[int]) -> None:
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     for architecture in architectures:
         for name in LAUNCHES:
+            if architecture < 89 and name in FP8:
+                continue  # no FP8 there
             built = build(name, architecture)
             with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
                 file.write(built.asm["cubin"])

@@ -323,10 +323,11 @@ def test_another_normalisation_is_refused(folder: Path) -> None:
         check(folder)
 
 
-def test_a_quantized_checkpoint_is_refused(folder: Path) -> None:
-    write_json(folder / "config.json", quantization_config={"quant_method": "fp8"})
-    with pytest.raises(Unsupported, match="quantized already"):
-        check(folder)
+def test_a_checkpoint_quantized_in_another_way_is_refused(folder: Path) -> None:
+    for other in ({"quant_method": "awq"}, {"quant_method": "fp8", "weight_block_size": [1, 32]}, [8]):
+        write_json(folder / "config.json", quantization_config=other)
+        with pytest.raises(Unsupported, match="not done here"):
+            check(folder)
 
 
 def test_progress_is_told_in_sentences() -> None:

@@ -178,5 +178,5 @@ def test_they_build_for_real_gpus() -> None:
     )
     assert built.returncode == 0, built.stderr
     lines = built.stdout.splitlines()
-    assert len(lines) == 7
+    assert len(lines) == 9
     assert all(", local 0," in line for line in lines), built.stdout
