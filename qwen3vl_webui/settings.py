@@ -65,6 +65,7 @@ class Settings:
     open: bool = False
     snapshots: Path | None = None
     snapshots_gb: int = 32
+    speech_model: str = "small"  # a size, a hub id or a folder; nothing is fetched before somebody asks for it
     plan: bool = False
     vram: float | None = None  # GiB, for `plan`; None: this machine's card
 
@@ -135,6 +136,10 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--open", action="store_const", const=True, help="allow anyone to reach a server without key")
     flags.add_argument("--snapshots", type=Path, help="a folder that keeps what the model has read over a restart")
     flags.add_argument("--snapshots-gb", type=positive, metavar="GB", help="most that folder may hold (32)")
+    flags.add_argument(
+        "--speech-model",
+        help="what writes down speech, where faster-whisper is installed: tiny, base, small, large-v3, a folder",
+    )
     flags.add_argument("--plan", action="store_const", const=True, help="print what fits this card, and stop")
     flags.add_argument("--vram", type=gibibytes, metavar="GIB", help="memory of the card that --plan is for")
     return flags

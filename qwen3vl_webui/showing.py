@@ -12,6 +12,7 @@ from qwen3vl_webui.focus import around, find_focus, named_videos, video_of
 from qwen3vl_webui.media.captions import within
 from qwen3vl_webui.media.document import page_as_image, read_texts
 from qwen3vl_webui.media.moments import shows
+from qwen3vl_webui.media.speech import heard
 from qwen3vl_webui.media.subtitles import Chapter, Track, read_beside, read_inside
 from qwen3vl_webui.media.values import Clip, Cue, Document, FramePlan, Image, Subtitles
 from qwen3vl_webui.times import format_clock
@@ -158,6 +159,8 @@ def _lines(clip: Clip, sidecar: Attached | None, question: str) -> tuple[Cue, ..
         cues = read_beside(sidecar.media, clip.fps)
     elif (inside := read_inside(clip)).tracks:
         cues = track_for(question, inside.tracks).cues
+    elif (written_down := heard(clip)) is not None:
+        cues = written_down.cues
     return within(cues, clip.start, clip.end)
 
 

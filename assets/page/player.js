@@ -187,6 +187,6 @@ export function player(file) {
     },
     refresh,
     pause() { video.pause(); },
-    close() { closed = true; strip.close(); document.removeEventListener("keydown", keys, true); clearTimeout(timer); video.pause(); video.removeAttribute("src"); video.load(); },
+    close() { closed = true; strip.close(); words.close(); document.removeEventListener("keydown", keys, true); clearTimeout(timer); video.pause(); video.removeAttribute("src"); video.load(); },
   };
 }

@@ -2,12 +2,14 @@
 
 import { clock, fill, h, icon, t } from "./dom.js";
 import { address } from "./session.js";
+import { speechTools } from "./speech.js";
 
-/** Adds tracks and chapters of a file to a player; `seek` goes to a second. Returns {element, ticks, follow, refresh}. */
+/** Adds tracks and chapters of a file to a player; `seek` goes to a second. Returns {element, ticks, follow, refresh, close}. */
 export function tracks(file, video, seek) {
   const note = h("p.qv-tracks-note", { hidden: true });
   const list = h("ol");
-  const element = h("div.qv-tracks", {}, note, h("details.qv-chapters", { hidden: true }, h("summary", {}, icon("right", 13), h("span"), h("span.qv-dim.qv-chapter-now")), list));
+  const speech = speechTools(file, (path, code) => add(path, [t("speech_label"), languageName(code)].filter(Boolean).join(" · "), code));
+  const element = h("div.qv-tracks", {}, speech.element, note, h("details.qv-chapters", { hidden: true }, h("summary", {}, icon("right", 13), h("span"), h("span.qv-dim.qv-chapter-now")), list));
   const details = element.querySelector("details");
   const now = details.querySelector(".qv-chapter-now");
   const ticks = h("div.qv-ticks");
@@ -24,6 +26,7 @@ export function tracks(file, video, seek) {
     note.hidden = !known.pictures?.length;
     fill(note, !note.hidden && [icon("warn", 14), h("span", {}, t("picture_subtitles", { kinds: known.pictures.join(", ") }))]);
     draw(known.chapters || []);
+    speech.show(known.speech);
   }
 
   /** The first is shown; the player's own menu switches. */
@@ -58,6 +61,7 @@ export function tracks(file, video, seek) {
       for (const each of known.subtitles || []) if (!beside.includes(each.id)) add(`media/${file.id}/beside/${each.id}.vtt`, each.name, "");
       beside = key;
     },
+    close: speech.close,
   };
 }
 

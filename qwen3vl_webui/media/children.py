@@ -162,7 +162,7 @@ class PlainServer(Server):
         }
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "qwen3vl_webui.media.forkserver", "alone"],
-            env={**os.environ, "PYTHONPATH": _python_path()},
+            env={**os.environ, "PYTHONPATH": python_path()},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -319,8 +319,9 @@ def _environment() -> dict[str, str]:
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH") if name in os.environ}
     one_thread = {name: "1" for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     # Each malloc arena reserves 64 MiB of address space, and each decoder thread would get its own.
-    return kept | one_thread | {"PYTHONPATH": _python_path(), "MALLOC_ARENA_MAX": "2"}
+    return kept | one_thread | {"PYTHONPATH": python_path(), "MALLOC_ARENA_MAX": "2"}
 
 
-def _python_path() -> str:
+def python_path() -> str:
+    """What a process of ours may import: the same as this one."""
     return os.pathsep.join(os.path.abspath(entry) for entry in sys.path)

@@ -35,7 +35,7 @@ from qwen3vl_webui.media import confinement, wire
 from qwen3vl_webui.media.confinement import Limits
 
 STARTED, NO_ROOM = b"S", b"X"
-DECODING_ROOMS = ("image", "document", "video", "watching", "playback", "cutting", "subtitles")
+DECODING_ROOMS = ("image", "document", "video", "watching", "playback", "cutting", "subtitles", "sound")
 PLUGINS = ("Avif", "Bmp", "Gif", "Jpeg", "Mpo", "Png", "Ppm", "Tiff", "WebP")
 
 

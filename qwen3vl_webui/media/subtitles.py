@@ -94,7 +94,7 @@ def read_beside(subtitles: Subtitles, fps: float | None = None) -> tuple[Cue, ..
             _beside.move_to_end(key)
             return _beside[key]
     _, cues = sandbox.call(parse, subtitles.path, fps or READ_FPS)
-    return _keep(_beside, key, _checked_cues(cues))
+    return _keep(_beside, key, checked_cues(cues))
 
 
 def open_subtitles(path: Path, digest: str, form: str, cues: int) -> Subtitles:
@@ -130,7 +130,7 @@ def _checked(found: Any) -> Inside:
     sandbox.check(isinstance(found, dict))
     try:
         tracks = tuple(
-            Track(_checked_cues(cues), str(language)[:40], str(title)[:80], bool(default))
+            Track(checked_cues(cues), str(language)[:40], str(title)[:80], bool(default))
             for language, title, default, cues in found["tracks"][:MOST_TRACKS]
         )
         chapters = tuple(
@@ -144,7 +144,7 @@ def _checked(found: Any) -> Inside:
     return Inside(tracks, chapters, pictures)
 
 
-def _checked_cues(cues: Any) -> tuple[Cue, ...]:
+def checked_cues(cues: Any) -> tuple[Cue, ...]:
     sandbox.check(isinstance(cues, list) and len(cues) <= MOST_CUES)
     try:
         checked = [Cue(float(start), float(end), str(text)[:LONGEST_CUE]) for start, end, text in cues]

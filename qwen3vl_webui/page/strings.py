@@ -216,6 +216,22 @@ WORDS: dict[str, tuple[str, str]] = {
         "The subtitles of this video are pictures, not text, and are not read: {kinds}.",
         "这个视频的字幕是图形而不是文字，不会被读取：{kinds}。",
     ),
+    "speech_write": ("Write down what is said…", "转写语音…"),
+    "speech_looking": ("Looking what that takes…", "正在查看所需资源…"),
+    "speech_offer": (
+        "What is said is written down by the speech model “{model}” on this machine's processor, in the background, "
+        "and then read with the pictures. Roughly {minutes} min for this video; you can go on asking.",
+        "由语音模型“{model}”在本机处理器上于后台转写语音，完成后与画面一起读取。"
+        "这个视频大约需要 {minutes} 分钟，期间可以继续提问。",
+    ),
+    "speech_download": ("{megabytes} MB are downloaded first, once.", "首次需先下载 {megabytes} MB。"),
+    "speech_start": ("Start", "开始"),
+    "speech_waiting": ("Waiting for another video…", "正在等待另一个视频…"),
+    "speech_opening": ("Opening the speech model…", "正在打开语音模型…"),
+    "speech_listening": ("Writing down what is said: {percent} %", "正在转写语音：{percent} %"),
+    "speech_done": ("{n} lines written down from the sound; some may be wrong.", "已从声音转写 {n} 行，可能有误。"),
+    "speech_nothing": ("The speech model heard nobody speak.", "语音模型没有听到有人说话。"),
+    "speech_label": ("Written down", "语音转写"),
     "making": ("Making a copy this browser can play: {percent} %", "正在生成浏览器可播放的副本：{percent} %"),
     "no_play": (
         "This browser cannot play the file. The frames below are still exact.",

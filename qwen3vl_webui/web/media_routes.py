@@ -24,11 +24,12 @@ from starlette.responses import FileResponse, Response
 
 from qwen3vl_webui.conversation import new_id
 from qwen3vl_webui.errors import MediaError, NotFound
-from qwen3vl_webui.media import storyboard
+from qwen3vl_webui.media import speech, storyboard
 from qwen3vl_webui.media.cutting import save_clip, save_picture
 from qwen3vl_webui.media.document import find_text, page_image
 from qwen3vl_webui.media.image import display_image
 from qwen3vl_webui.media.playback import how_to_play, thumbnail
+from qwen3vl_webui.media.sound import NO_SOUND
 from qwen3vl_webui.media.subtitles import Inside, as_vtt, read_beside, read_inside
 from qwen3vl_webui.media.values import Clip, Document, Image, Subtitles
 from qwen3vl_webui.media.video import read_times
@@ -83,6 +84,7 @@ def media_routes(services: Services) -> APIRouter:
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
         yield
+        speech.close()
         await to_thread.run_sync(copies.close)
 
     router = APIRouter(route_class=RefusingRoute, lifespan=lifespan)
@@ -237,7 +239,47 @@ def media_routes(services: Services) -> APIRouter:
             ],
             "chapters": [{"t": each.start, "e": each.end, "title": each.title} for each in inside.chapters],
             "pictures": inside.pictures,
+            "speech": described_hearing(clip) if clip.audio and not inside.tracks and speech.installed() else None,
         }
+
+    async def find_spoken(request: Request, file_id: str) -> Clip:
+        clip = (await find_file(request, file_id)).media
+        if not isinstance(clip, Clip):
+            raise NotFound("This file is not a video.")
+        if not clip.audio:
+            raise MediaError(NO_SOUND)
+        return clip
+
+    @router.get("/media/{file_id}/speech")
+    async def how_speech(request: Request, file_id: str) -> dict[str, Any]:
+        """How far the writing down of what is said is; `none` where nobody has asked for it."""
+        return described_hearing(await find_spoken(request, file_id))
+
+    @router.get("/media/{file_id}/speech/offer")
+    async def offer_speech(request: Request, file_id: str) -> dict[str, Any]:
+        """What writing it down would take; nothing begins."""
+        clip = await find_spoken(request, file_id)
+        offer = await to_thread.run_sync(speech.offer, clip, settings.speech_model, limiter=decoders)
+        return {"model": Path(offer.model).name, "megabytes": offer.megabytes, "seconds": offer.seconds}
+
+    @router.post("/media/{file_id}/speech")
+    async def begin_speech(request: Request, file_id: str) -> dict[str, Any]:
+        clip = await find_spoken(request, file_id)
+        await to_thread.run_sync(speech.begin, clip, settings.speech_model)
+        return described_hearing(clip)
+
+    @router.delete("/media/{file_id}/speech")
+    async def cancel_speech(request: Request, file_id: str) -> dict[str, Any]:
+        clip = await find_spoken(request, file_id)
+        await to_thread.run_sync(speech.cancel, clip)
+        return described_hearing(clip)
+
+    @router.get("/media/{file_id}/speech.vtt")
+    async def spoken(request: Request, file_id: str) -> Response:
+        track = speech.heard(await find_spoken(request, file_id))
+        if track is None:
+            raise NotFound("There are no such subtitles.")
+        return Response(as_vtt(track.cues), media_type="text/vtt")
 
     @router.get("/media/{file_id}/tracks/{number}.vtt")
     async def track(request: Request, file_id: str, number: int) -> Response:
@@ -294,6 +336,19 @@ def media_routes(services: Services) -> APIRouter:
         return await serve(request, stored, f"{longest}.webp", lambda: display_image(image, longest))
 
     return router
+
+
+def described_hearing(clip: Clip) -> dict[str, Any]:
+    now = speech.hearing(clip)
+    return {
+        "state": now.state,
+        "stage": now.stage,
+        "progress": now.done,
+        "left": now.left,
+        "lines": len(now.track.cues) if now.track else 0,
+        "language": now.track.language if now.track else "",
+        "sentence": now.sentence,
+    }
 
 
 def saved_name(stored: Stored, ending: str, *seconds: float) -> str:

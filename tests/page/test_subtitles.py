@@ -2,8 +2,10 @@
 
 import pytest
 
+from qwen3vl_webui.media import speech
 from qwen3vl_webui.media.values import FramePlan
 from tests.clips import colour_clip, srt, with_subtitles
+from tests.whisper import spoken_clip, stand_in, tones
 
 pytestmark = pytest.mark.browser
 
@@ -93,3 +95,54 @@ def test_hostile_words_stay_words_in_the_player(visit, house, files):
     here.page.click(".qv-moment >> nth=2")
     here.page.wait_for_function(f"({ACTIVE})().length === 1")
     assert here.page.evaluate("window.ran") is None
+
+
+def test_what_is_said_is_written_down_read_and_shown(visit, house, files, tmp_path, monkeypatch):
+    spoken_clip(files / "talk.mp4", tones(6, {1: 0.3, 4: 0.6}))
+    here = visit()
+    with monkeypatch.context() as without:
+        without.setattr(speech, "installed", lambda: False)
+        here.ask("What is said?", "talk.mp4")
+        here.settled()
+        here.page.wait_for_selector("#qv-video:visible")
+        here.page.wait_for_load_state("networkidle")
+        assert here.page.locator(".qv-speech:visible").count() == 0
+    monkeypatch.syspath_prepend(stand_in(tmp_path))
+    here.reload()
+    here.page.click(".qv-speech button:has-text('Write down what is said')")
+    here.page.wait_for_selector(".qv-speech:has-text('speech model “small”')")
+    here.page.click(".qv-speech button:has-text('Start')")
+    here.page.wait_for_selector(".qv-speech[data-state=ready]:has-text('2 lines')")
+    here.page.click(".qv-moment >> nth=-2")
+    here.page.wait_for_function(f"({ACTIVE})().join() === 'tone 0.6'")
+    here.page.keyboard.press("Control+Shift+O")
+    here.ask("And now?", "talk.mp4")
+    here.settled()
+    assert "[1.0-2.0] tone 0.3\n" in said(house) and "[4.0-5.0] tone 0.6\n" in said(house)
+    here.page.click("#qv-language")
+    here.page.wait_for_selector(".qv-speech:has-text('已从声音转写 2 行')")
+
+
+def test_the_writing_down_is_cancelled_and_its_failure_is_a_sentence(visit, house, files, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(stand_in(tmp_path))
+    spoken_clip(files / "long.mp4", tones(50, dict.fromkeys(range(50), 0.4)))
+    settings = house.services.settings
+    object.__setattr__(settings, "speech_model", "slow")
+    try:
+        here = visit()
+        here.ask("What is said?", "long.mp4")
+        here.settled()
+        here.page.click(".qv-speech button:has-text('Write down what is said')")
+        here.page.wait_for_selector(".qv-speech:has-text('490 MB are downloaded first')")
+        here.page.click(".qv-speech button:has-text('Start')")
+        here.page.wait_for_selector(".qv-speech:has-text(' %')")
+        here.page.click(".qv-speech button:has-text('Cancel')")
+        here.page.wait_for_selector(".qv-speech[data-state=none]")
+        object.__setattr__(settings, "speech_model", "absent")
+        here.page.click(".qv-speech button:has-text('Write down what is said')")
+        here.page.click(".qv-speech button:has-text('Start')")
+        here.page.wait_for_selector(".qv-speech[data-state=failed]:has-text('could not be downloaded')")
+        here.page.click("#qv-language")
+        here.page.wait_for_selector(".qv-speech:has-text('无法下载语音模型')")
+    finally:
+        object.__setattr__(settings, "speech_model", "small")

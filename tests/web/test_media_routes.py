@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from PIL import Image as Picture
 
 from qwen3vl_webui.jobs import Jobs
+from qwen3vl_webui.media import speech
 from qwen3vl_webui.media.playback import how_to_play
 from qwen3vl_webui.media.values import Clip
 from qwen3vl_webui.services import Services
@@ -28,6 +29,7 @@ from qwen3vl_webui.web.protection import protect
 from tests import clips
 from tests.scripted_engine import ScriptedEngine
 from tests.served import in_new_loop, served, wait_until
+from tests.whisper import spoken_clip, stand_in, tones
 
 
 class Site:
@@ -248,7 +250,10 @@ def test_visitors_do_not_see_each_others_files(made: Path, tmp_path: Path) -> No
         assert site.client.get(f"/page/{paper['id']}/1.webp").status_code == 200
         stranger = httpx.Client(base_url=site.address)
         paths = ["media/{}", "media/{}/state", "page/{}/1.webp", "picture/{}.webp", "thumb/{}/1.webp"]
-        paths += [f"media/{{}}/{rest}" for rest in ("tracks", "tracks/0.vtt", "around?t=1", "frame.png?t=1")]
+        paths += [
+            f"media/{{}}/{rest}"
+            for rest in ("tracks", "tracks/0.vtt", "around?t=1", "frame.png?t=1", "speech", "speech.vtt")
+        ]
         for path in [*paths, "media/{}/beside/{}.vtt", "media/{}/clip.mp4?start=0&end=1"]:
             assert "no such file" in site.error(stranger.get("/" + path.replace("{}", paper["id"])), 404)
 
@@ -475,3 +480,29 @@ def test_what_happens_in_a_video_is_told_as_far_as_it_is_known(site: Site, made:
     assert site.store.path_of(film["digest"]).with_name(f"{film['digest']}.storyboard.json").exists()
     paper = site.upload(made / "paper.pdf")
     assert "not a video" in site.error(site.client.get(f"/storyboard/{paper['id']}"), 404)
+
+
+def test_what_is_said_is_written_down_when_asked(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    talk = site.upload(spoken_clip(tmp_path / "talk.mp4", tones(5, {1: 0.3, 3: 0.6})))
+    silent = site.upload(clips.colour_clip(tmp_path / "silent.mp4", 1))
+    tracks = f"/media/{talk['id']}/tracks"
+    with monkeypatch.context() as without:
+        without.setattr(speech, "installed", lambda: False)
+        assert site.client.get(tracks).json()["speech"] is None
+    monkeypatch.syspath_prepend(stand_in(tmp_path / "libraries"))
+    assert site.client.get(tracks).json()["speech"]["state"] == "none"
+    assert site.client.get(f"/media/{silent['id']}/tracks").json()["speech"] is None
+    path = f"/media/{talk['id']}/speech"
+    offer = site.client.get(f"{path}/offer").json()
+    assert offer == {"model": "small", "megabytes": 0, "seconds": pytest.approx(2, abs=0.2)}
+    assert site.client.get(path).json()["state"] == "none"  # looking begins nothing
+    assert "no such" in site.error(site.client.get(f"{path}.vtt"), 404)
+    assert site.client.post(path).json()["state"] == "making"
+    wait_until(lambda: site.client.get(path).json()["state"] == "ready", 60)
+    assert site.client.get(path).json()["lines"] == 2
+    vtt = site.client.get(f"{path}.vtt")
+    assert vtt.headers["content-type"].startswith("text/vtt") and "00:00:03.000 --> 00:00:04.000\ntone 0.6" in vtt.text
+    assert site.client.delete(path).json()["state"] == "ready"  # what is written stays
+    assert "no sound" in site.error(site.client.post(f"/media/{silent['id']}/speech"), 400)
+    site.store.remove_file("local", talk["id"])
+    assert not list((site.store.data_dir / "media").glob(f"??/{talk['digest']}*"))

@@ -1,0 +1,335 @@
+"""What is said in a video, written down by a recogniser of speech: an extra, off until faster-whisper is installed.
+
+Once per file content and model, in the background and only when asked; kept in memory and beside the file. Its lines
+are subtitles like any others. The sound is decoded in the sandbox (`media/sound.py`), the recogniser is a process of
+its own (`media/recogniser.py`) that gets samples and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import logging
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from qwen3vl_webui.errors import MediaError, UserError
+from qwen3vl_webui.media.children import python_path
+from qwen3vl_webui.media.sound import read_sound
+from qwen3vl_webui.media.subtitles import LONGEST_CUE, MOST_CUES, Track, checked_cues
+from qwen3vl_webui.media.values import Clip, Cue
+
+log = logging.getLogger(__name__)
+
+VERSION = 1  # of what is kept beside the file
+KEPT = 16  # transcripts in memory
+CHECK_SECONDS = 60.0
+MEGABYTES = {"tiny": 80, "base": 150, "small": 490, "medium": 1530, "turbo": 1620, "large": 3090}  # of a download
+PACE = {
+    "tiny": 0.1,
+    "base": 0.15,
+    "small": 0.4,
+    "medium": 1.2,
+    "turbo": 0.8,
+    "large": 2.5,
+}  # of the film's length, guessed
+GONE = "The recogniser of speech stopped; please try again."
+
+State = Literal["none", "making", "ready", "failed"]
+
+
+@dataclass(frozen=True)
+class Hearing:
+    """How far the writing down of a video is: `done` 0 to 1, `left` seconds it may still take, `sentence` of a failure.
+
+    `stage` is `waiting` for another video, `opening` (and where needed downloading) the model, or `listening`.
+    """
+
+    state: State
+    stage: str = ""
+    done: float = 0.0
+    left: float | None = None
+    track: Track | None = None
+    sentence: str = ""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What writing down a video takes: megabytes to download first (0: none) and a guess of the seconds."""
+
+    model: str
+    megabytes: int
+    seconds: float
+
+
+_lock = threading.Lock()
+_hearings: OrderedDict[str, Hearing] = OrderedDict()  # by digest
+_waiting: queue.SimpleQueue[tuple[Clip, str] | None] = queue.SimpleQueue()
+_worker: threading.Thread | None = None
+_process: tuple[str, subprocess.Popen[bytes]] | None = None  # digest, recogniser
+
+
+def why(kind: str, model: str) -> str:
+    """The sentence of a failure, by what the recogniser calls it."""
+    match kind:
+        case "memory":
+            return f"There is not enough memory for the speech model {model}; choose a smaller one with --speech-model."
+        case "folder":
+            return f"The speech model {model} cannot be opened: name a folder with a Whisper model for CTranslate2."
+        case "name":
+            return f"There is no speech model {model}: name tiny, base, small, medium, large-v3, turbo or a folder."
+        case "download":
+            return (
+                f"The speech model {model} could not be downloaded: check the network, or name a folder that holds one."
+            )
+    return "What is said in this video could not be written down; the log of the server says why."
+
+
+def installed() -> bool:
+    return importlib.util.find_spec("faster_whisper") is not None
+
+
+def offer(clip: Clip, model: str) -> Offer:
+    """What it would take. Looks whether the model is on this machine, nothing is fetched; takes a second or two."""
+    with _recogniser({"model": model, "check": True}) as process:
+        try:
+            raw, _ = process.communicate(timeout=CHECK_SECONDS)
+            here = bool(json.loads(raw.splitlines()[-1])["here"])
+        except (subprocess.TimeoutExpired, ValueError, LookupError) as error:
+            raise MediaError(GONE) from error
+    size = next((name for name in PACE if Path(model).name.replace("faster-whisper-", "").startswith(name)), "small")
+    return Offer(model, 0 if here else MEGABYTES[size], PACE[size] * clip.end)
+
+
+def begin(clip: Clip, model: str) -> None:
+    """Begins to write down what is said, unless that is done, or being done, with this model."""
+    global _worker
+    if not installed():
+        raise MediaError("Speech is not recognised here: install it with pip install faster-whisper.")
+    with _lock:
+        known = _hearings.get(clip.digest)
+        if known is not None and known.state == "making":
+            return
+    if (kept := load(clip)) is not None and kept[0] == model:
+        _set(clip.digest, Hearing("ready", done=1.0, track=kept[1]))
+        return
+    _set(clip.digest, Hearing("making", "waiting"))
+    with _lock:
+        _waiting.put((clip, model))
+        if _worker is None:
+            _worker = threading.Thread(target=_work, name="speech", daemon=True)
+            _worker.start()
+
+
+def hearing(clip: Clip) -> Hearing:
+    with _lock:
+        known = _hearings.get(clip.digest)
+    if known is None and (kept := load(clip)) is not None:
+        known = Hearing("ready", done=1.0, track=kept[1])
+        _set(clip.digest, known)
+    return known or Hearing("none")
+
+
+def heard(clip: Clip) -> Track | None:
+    """What is said in the whole film of `clip`, where that has been written down."""
+    return hearing(clip).track
+
+
+def cancel(clip: Clip) -> None:
+    """Ends the writing down of this video; what was written before stays."""
+    with _lock:
+        known = _hearings.get(clip.digest)
+        if known is not None and known.state == "making":
+            del _hearings[clip.digest]
+        if _process is not None and _process[0] == clip.digest:
+            _process[1].kill()
+
+
+def close() -> None:
+    with _lock:
+        for digest in [digest for digest, known in _hearings.items() if known.state == "making"]:
+            del _hearings[digest]
+        if _process is not None:
+            _process[1].kill()
+
+
+def _set(digest: str, now: Hearing) -> None:
+    with _lock:
+        _hearings[digest] = now
+        _hearings.move_to_end(digest)
+        settled = [key for key, known in _hearings.items() if known.state != "making"]
+        for key in settled[: max(0, len(settled) - KEPT)]:
+            del _hearings[key]
+
+
+def _wanted(digest: str) -> bool:
+    with _lock:
+        return digest in _hearings and _hearings[digest].state == "making"
+
+
+def _work() -> None:
+    while (task := _waiting.get()) is not None:
+        clip, model = task
+        if not _wanted(clip.digest):
+            continue
+        try:
+            track = _hear(clip, model)
+        except UserError as error:
+            failed = Hearing("failed", sentence=error.sentence)
+        except Exception:  # the next video must still be heard
+            log.exception("the recognition of speech failed")
+            failed = Hearing("failed", sentence=why("broken", model))
+        else:
+            if track is not None:
+                keep(clip, model, track)
+                _set(clip.digest, Hearing("ready", done=1.0, track=track))
+            continue
+        if _wanted(clip.digest):
+            _set(clip.digest, failed)
+
+
+def _hear(clip: Clip, model: str) -> Track | None:
+    """None where it was cancelled. Raises MediaError."""
+    global _process
+    cues, language, began = list[Cue](), "", time.monotonic()
+    threads = max(1, (os.cpu_count() or 2) // 2)
+    with _recogniser({"model": model, "threads": threads}) as process:
+        feeder = Feeder(process, clip)
+        try:
+            with _lock:
+                _process = (clip.digest, process)
+            feeder.start()
+            assert process.stdout is not None
+            for line in process.stdout:
+                if not _wanted(clip.digest):
+                    return None
+                if not clip.path.exists():  # its conversation was deleted meanwhile
+                    cancel(clip)
+                    return None
+                told = json.loads(line)
+                if "failed" in told:
+                    log.warning("speech: %s: %s", told["failed"], told.get("detail", ""))
+                    raise MediaError(why(str(told["failed"]), model))
+                if "cue" in told:
+                    if len(cues) < MOST_CUES:
+                        cues += _cue(told["cue"], clip.end)
+                elif "language" in told:
+                    language = str(told["language"])[:8]
+                elif "stage" in told:
+                    began = time.monotonic()
+                    _tell(clip, Hearing("making", told["stage"]))
+                elif "at" in told:
+                    done = min(1.0, float(told["at"]) / max(clip.end, 1e-6))
+                    left = (time.monotonic() - began) * (1 - done) / done if done > 0 else None
+                    _tell(clip, Hearing("making", "listening", done, left))
+                elif "end" in told:
+                    return Track(tuple(cues), language)
+        finally:
+            with _lock:
+                _process = None
+            process.kill()
+            feeder.join()
+    if not _wanted(clip.digest):
+        return None
+    if feeder.error is not None:
+        raise feeder.error
+    raise MediaError(GONE)
+
+
+def _tell(clip: Clip, now: Hearing) -> None:
+    with _lock:
+        if clip.digest in _hearings and _hearings[clip.digest].state == "making":
+            _hearings[clip.digest] = replace(now)
+
+
+def _cue(told: Any, end: float) -> tuple[Cue, ...]:
+    start, stop, text = told
+    start = min(max(0.0, float(start)), end)
+    return checked_cues([[start, min(max(start, float(stop)), end), str(text)[:LONGEST_CUE]]]) if text else ()
+
+
+class Feeder(threading.Thread):
+    """Gives the sound of a video to a recogniser as fast as it takes it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], clip: Clip) -> None:
+        super().__init__(name="sound", daemon=True)
+        self.process, self.clip = process, clip
+        self.error: UserError | None = None
+
+    def run(self) -> None:
+        assert self.process.stdin is not None
+        try:
+            with contextlib.closing(read_sound(self.clip)) as blocks:
+                for block in blocks:
+                    raw = block.tobytes()
+                    self.process.stdin.write(len(raw).to_bytes(4, "little") + raw)
+            self.process.stdin.write(bytes(4))
+            self.process.stdin.close()
+        except UserError as error:
+            self.error = error
+            self.process.kill()
+        except OSError:  # the recogniser has ended, and its reader says why
+            pass
+
+
+@contextlib.contextmanager
+def _recogniser(wanted: dict[str, Any]) -> Any:
+    """The process, asked; it is gone when the block ends."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("QWEN3VL_")}  # keys, logins
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "qwen3vl_webui.media.recogniser"],
+        env=kept | {"PYTHONPATH": python_path()},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        with contextlib.suppress(OSError):
+            process.stdin.write(json.dumps(wanted).encode() + b"\n")
+            process.stdin.flush()
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            with contextlib.suppress(OSError):
+                pipe.close()
+
+
+def place(clip: Clip) -> Path | None:
+    """Beside the file, where that is our own copy: it is named by its digest, and goes with all that begins so."""
+    return clip.path.with_name(f"{clip.digest}.speech.json") if clip.path.name == clip.digest else None
+
+
+def keep(clip: Clip, model: str, track: Track) -> None:
+    path = place(clip)
+    if path is None or not clip.path.exists():  # removed meanwhile
+        return
+    cues = [[cue.start, cue.end, cue.text] for cue in track.cues]
+    part = path.with_suffix(".part")
+    with contextlib.suppress(OSError):  # a disk that cannot be written only costs the work, next time
+        part.write_text(json.dumps({"version": VERSION, "model": model, "language": track.language, "cues": cues}))
+        part.rename(path)
+
+
+def load(clip: Clip) -> tuple[str, Track] | None:
+    """(model, what it wrote down)."""
+    path = place(clip)
+    try:
+        record = json.loads(path.read_text()) if path is not None else {}
+        if record.get("version") != VERSION:
+            return None
+        return str(record["model"]), Track(checked_cues(record["cues"]), str(record["language"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, MediaError):
+        return None
