@@ -295,6 +295,51 @@ def with_subtitles(
     return target
 
 
+def vobsub(width: int = 64, height: int = 16) -> bytes:
+    """One subtitle of a DVD: a box of one colour, on screen for a second, at (8, 8)."""
+    row = b"\x00\x01"  # colour 1 to the end of the line
+    half = row * (height // 2)
+    control = 4 + 2 * len(half)
+    right, bottom = 8 + width - 1, 8 + height - 1
+    place = (8 << 36 | right << 24 | 8 << 12 | bottom).to_bytes(6, "big")
+    after = control + 4 + 1 + 3 + 3 + 7 + 5 + 1
+    show = b"\x01" + b"\x03\x32\x10" + b"\x04\xff\xff" + b"\x05" + place
+    show += b"\x06" + (4).to_bytes(2, "big") + (4 + len(half)).to_bytes(2, "big") + b"\xff"
+    hide = (90).to_bytes(2, "big") + after.to_bytes(2, "big") + b"\x02\xff"
+    body = half + half + bytes(2) + after.to_bytes(2, "big") + show + hide
+    return (4 + len(body)).to_bytes(2, "big") + control.to_bytes(2, "big") + body
+
+
+def with_picture_subtitles(
+    source: Path, target: Path, kind: str = "VobSub", language: str = "eng", lines: Sequence[Line] = ()
+) -> Path:
+    """The film of `source` in an MKV beside subtitles that are pictures, VobSub, DVB or PGS, and `lines` of text."""
+    codec = {"VobSub": "dvdsub", "DVB": "dvbsub", "PGS": "ass"}[kind]
+    with av.open(str(source)) as read, av.open(str(target), "w") as write:
+        film_stream = write.add_stream_from_template(read.streams.video[0])
+        stream: Any = write.add_stream(codec)
+        stream.metadata["language"] = language
+        text: Any = write.add_stream("subrip") if lines else None
+        for each in (stream if kind == "PGS" else None, text):
+            if each is not None:
+                each.codec_context.subtitle_header = ASS_HEADER.encode()
+        write.start_encoding()
+        shown = [(stream, second, second + 1.0, vobsub()) for second in (1.0, 3.0)]
+        for to, start, end, raw in [*shown, *((text, start, end, words.encode()) for start, end, words in lines)]:
+            packet = av.Packet(raw)
+            packet.time_base, packet.stream = Fraction(1, 1000), to
+            packet.pts = packet.dts = round(start * 1000)
+            packet.duration = round((end - start) * 1000)
+            write.mux(packet)
+        for packet in read.demux(video=0):
+            if packet.size:
+                packet.stream = film_stream
+                write.mux(packet)
+    if kind == "PGS":  # nothing here encodes them
+        target.write_bytes(target.read_bytes().replace(b"S_TEXT/ASS", b"S_HDMV/PGS"))
+    return target
+
+
 def srt(lines: Sequence[Line]) -> str:
     def clock(seconds: float) -> str:
         whole = round(seconds * 1000)

@@ -82,3 +82,24 @@ def test_an_endless_child_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sandbox, "stream", lambda *arguments, **named: (np.zeros(BLOCK, np.int16) for _ in range(1000)))
     with pytest.raises(MediaError, match="crashed"):
         list(read_sound(clip))
+
+
+def test_broken_bytes_are_heard_or_one_sentence(tmp_path: Path) -> None:
+    sources = [
+        spoken_clip(tmp_path / name, tones(4, {1: 0.5}), codec=codec)
+        for name, codec in (("a.mp4", "aac"), ("a.mkv", "libopus"), ("a.mov", "pcm_s16le"), ("b.mkv", "libmp3lame"))
+    ]
+    heard = 0
+    for seed in range(24):
+        random = np.random.default_rng(seed)
+        raw = bytearray(sources[seed % len(sources)].read_bytes())
+        for position in random.integers(0, len(raw) if seed % 2 else 1500, 1 + 2 * seed):
+            raw[position] = random.integers(256)
+        path = tmp_path / "broken"
+        path.write_bytes(raw)
+        clip = Clip(path, f"broken {seed}", 0.0, 4.0, 64, 64, audio=True)
+        try:
+            heard += sum(len(block) for block in read_sound(clip)) > 0
+        except MediaError as error:
+            assert error.sentence.endswith(".")
+    assert heard > 5

@@ -1,16 +1,17 @@
 """Subtitles inside and beside a video, chapters, encodings, hostile files."""
 
 from pathlib import Path
+from typing import Any
 
+import av
 import pysubs2
 import pytest
 
 from qwen3vl_webui.errors import MediaError
-from qwen3vl_webui.media import subtitles
 from qwen3vl_webui.media.subtitles import Inside, as_text, as_vtt, plain, read_beside, read_inside
 from qwen3vl_webui.media.upload import open_upload
 from qwen3vl_webui.media.values import Clip, Cue, Subtitles
-from tests.clips import colour_clip, copied, srt, with_subtitles
+from tests.clips import colour_clip, copied, srt, with_picture_subtitles, with_subtitles
 
 LINES = [(1.0, 2.0, "Hello <i>there</i>"), (2.5, 4.25, "你好，世界")]
 SAID = (Cue(1.0, 2.0, "Hello there"), Cue(2.5, 4.25, "你好，世界"))
@@ -64,18 +65,20 @@ def test_a_video_without_any_has_none(film: Path) -> None:
     assert read_inside(clip(film)) == Inside()
 
 
-def test_picture_subtitles_are_named(monkeypatch: pytest.MonkeyPatch, film: Path) -> None:
-    monkeypatch.setattr(subtitles, "TEXT_CODECS", frozenset())
-    monkeypatch.setattr(
-        subtitles.sandbox, "call", lambda function, path, **_: {"tracks": [], "chapters": [], "pictures": ["PGS eng"]}
-    )
-    subtitles._inside.clear()
-    assert read_inside(clip_of(film)) == Inside(pictures=("PGS eng",))
-    subtitles._inside.clear()
+@pytest.mark.parametrize("kind", ["VobSub", "DVB", "PGS"])
+def test_picture_subtitles_are_named_and_not_read(film: Path, tmp_path: Path, kind: str) -> None:
+    talk = clip(with_picture_subtitles(film, tmp_path / "talk.mkv", kind, "ger"))
+    assert read_inside(talk) == Inside(pictures=(f"{kind} ger",))
 
 
-def clip_of(path: Path) -> Clip:
-    return Clip(path, "picture subtitles", 0.0, 6.0, 320, 180)
+def test_text_is_read_beside_picture_subtitles(film: Path, tmp_path: Path) -> None:
+    path = with_picture_subtitles(film, tmp_path / "both.mkv", lines=LINES)
+    with av.open(str(path)) as container:  # they are pictures indeed
+        packets = [packet for packet in container.demux(subtitles=0) if packet.size]
+        pictures: Any = [shown for packet in packets for shown in packet.stream.decode(packet)]
+    assert [(shown.type, shown.width, shown.height) for shown in pictures] == [(b"bitmap", 64, 16)] * 2
+    inside = read_inside(clip(path))
+    assert inside.pictures == ("VobSub eng",) and [track.cues for track in inside.tracks] == [SAID]
 
 
 VTT = "WEBVTT\n\n00:01.000 --> 00:02.000 align:start\nHello &amp; <v Ann>you\n\n00:00:02.500 --> 00:00:04.000\nBye\n"

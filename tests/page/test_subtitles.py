@@ -4,7 +4,7 @@ import pytest
 
 from qwen3vl_webui.media import speech
 from qwen3vl_webui.media.values import FramePlan
-from tests.clips import colour_clip, srt, with_subtitles
+from tests.clips import colour_clip, srt, with_picture_subtitles, with_subtitles
 from tests.whisper import spoken_clip, stand_in, tones
 
 pytestmark = pytest.mark.browser
@@ -83,6 +83,17 @@ def test_tracks_and_chapters_of_the_film(visit, house, files):
     here.ask("What is said?", "talk.mkv")
     here.settled()
     assert said(house) == "What is said?"
+
+
+def test_subtitles_that_are_pictures_are_named(visit, house, files):
+    with_picture_subtitles(files / "plain.mp4", files / "disc.mkv", "PGS", "fre")
+    here = visit()
+    here.ask("What is said?", "disc.mkv")
+    here.settled()
+    here.page.wait_for_selector(".qv-tracks-note:has-text('are pictures, not text, and are not read: PGS fre')")
+    assert said(house) == "What is said?"
+    here.page.click("#qv-language")
+    here.page.wait_for_selector(".qv-tracks-note:has-text('图形而不是文字')")
 
 
 def test_hostile_words_stay_words_in_the_player(visit, house, files):
