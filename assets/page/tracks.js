@@ -2,14 +2,16 @@
 
 import { clock, fill, h, icon, t } from "./dom.js";
 import { address } from "./session.js";
+import { saidList } from "./said.js";
 import { speechTools } from "./speech.js";
 
 /** Adds tracks and chapters of a file to a player; `seek` goes to a second. Returns {element, ticks, follow, refresh, close}. */
 export function tracks(file, video, seek) {
   const note = h("p.qv-tracks-note", { hidden: true });
   const list = h("ol");
+  const said = saidList(video, seek);
   const speech = speechTools(file, (path, code) => add(path, [t("speech_label"), languageName(code)].filter(Boolean).join(" · "), code));
-  const element = h("div.qv-tracks", {}, speech.element, note, h("details.qv-chapters", { hidden: true }, h("summary", {}, icon("right", 13), h("span"), h("span.qv-dim.qv-chapter-now")), list));
+  const element = h("div.qv-tracks", {}, speech.element, note, h("details.qv-chapters", { hidden: true }, h("summary", {}, icon("right", 13), h("span"), h("span.qv-dim.qv-chapter-now")), list), said.element);
   const details = element.querySelector("details");
   const now = details.querySelector(".qv-chapter-now");
   const ticks = h("div.qv-ticks");
@@ -32,6 +34,7 @@ export function tracks(file, video, seek) {
   /** The first is shown; the player's own menu switches. */
   function add(path, label, language) {
     const track = h("track", { kind: "subtitles", label: label || t("subtitles"), srclang: (language || "").slice(0, 8), src: address(path) });
+    said.watch(track);
     video.append(track);
     track.track.mode = first ? "showing" : "disabled";
     first = false;
@@ -50,6 +53,7 @@ export function tracks(file, video, seek) {
     element,
     ticks,
     follow(second) {
+      said.follow(second);
       const current = chapters.findLast((chapter) => chapter.t <= second + 0.05);
       for (const chapter of chapters) chapter.element.classList.toggle("qv-shown", chapter === current);
       now.textContent = current ? current.title : "";

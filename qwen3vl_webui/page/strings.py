@@ -212,6 +212,9 @@ WORDS: dict[str, tuple[str, str]] = {
     "subtitles": ("Subtitles", "字幕"),
     "lines": ("{n} lines", "{n} 行"),
     "chapters": ("{n} chapters", "{n} 个章节"),
+    "said": ("What is said: {n} lines", "字幕内容：{n} 行"),
+    "said_search": ("Search what is said", "搜索字幕内容"),
+    "said_more": ("{n} more: search for words.", "还有 {n} 行，请搜索。"),
     "picture_subtitles": (
         "The subtitles of this video are pictures, not text, and are not read: {kinds}.",
         "这个视频的字幕是图形而不是文字，不会被读取：{kinds}。",

@@ -50,6 +50,23 @@ def test_a_file_dropped_with_its_video_is_read_and_shown(visit, house, files):
     assert here.page.locator("#qv-video").is_visible()
 
 
+def test_what_is_said_is_searched_and_opens_its_second(visit, house, files):
+    here = visit()
+    here.ask("What is said?", "colours.mp4", "colours.zh.srt")
+    here.settled()
+    here.page.click(".qv-said summary:has-text('What is said: 10 lines')")
+    here.page.wait_for_function("document.querySelectorAll('.qv-said button').length === 10")
+    here.page.fill(".qv-said input", "第2")
+    here.page.wait_for_function("document.querySelectorAll('.qv-said button').length === 3")  # 21, 24, 27
+    assert here.page.locator(".qv-said mark").all_inner_texts() == ["第2"] * 3
+    here.page.click(".qv-said button:has-text('第24句')")
+    here.sees_second(24)
+    here.page.wait_for_selector(".qv-said .qv-shown:has-text('第24句')")
+    here.page.fill(".qv-said input", "<img src=x onerror=window.ran=1>")
+    here.page.wait_for_selector(".qv-said li:has-text('Nothing found for “<img')")
+    assert here.page.evaluate("window.ran") is None
+
+
 def test_one_that_comes_later_joins_the_player(visit, house, files):
     here = visit()
     here.ask("What is seen?", "colours.mp4")
