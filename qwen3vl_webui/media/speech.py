@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qwen3vl_webui.errors import MediaError, UserError
+from qwen3vl_webui.media import beside
 from qwen3vl_webui.media.children import python_path
 from qwen3vl_webui.media.sound import read_sound
 from qwen3vl_webui.media.subtitles import LONGEST_CUE, MOST_CUES, Track, checked_cues
@@ -307,29 +308,18 @@ def _recogniser(wanted: dict[str, Any]) -> Any:
                 pipe.close()
 
 
-def place(clip: Clip) -> Path | None:
-    """Beside the file, where that is our own copy: it is named by its digest, and goes with all that begins so."""
-    return clip.path.with_name(f"{clip.digest}.speech.json") if clip.path.name == clip.digest else None
-
-
 def keep(clip: Clip, model: str, track: Track) -> None:
-    path = place(clip)
-    if path is None or not clip.path.exists():  # removed meanwhile
-        return
     cues = [[cue.start, cue.end, cue.text] for cue in track.cues]
-    part = path.with_suffix(".part")
-    with contextlib.suppress(OSError):  # a disk that cannot be written only costs the work, next time
-        part.write_text(json.dumps({"version": VERSION, "model": model, "language": track.language, "cues": cues}))
-        part.rename(path)
+    record = {"version": VERSION, "model": model, "language": track.language, "cues": cues}
+    beside.keep(clip, "speech", record)
 
 
 def load(clip: Clip) -> tuple[str, Track] | None:
     """(model, what it wrote down)."""
-    path = place(clip)
+    record = beside.load(clip, "speech")
+    if record.get("version") != VERSION:
+        return None
     try:
-        record = json.loads(path.read_text()) if path is not None else {}
-        if record.get("version") != VERSION:
-            return None
         return str(record["model"]), Track(checked_cues(record["cues"]), str(record["language"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, MediaError):
+    except (KeyError, MediaError):
         return None

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import queue
@@ -14,14 +13,13 @@ from collections import OrderedDict
 from collections.abc import Generator, Iterator
 from contextlib import closing, suppress
 from dataclasses import astuple, dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from qwen3vl_webui.errors import MediaError, UserError
+from qwen3vl_webui.media import beside, sandbox, video
 from qwen3vl_webui.media import container as opening
-from qwen3vl_webui.media import sandbox, video
 from qwen3vl_webui.media.changes import (
     COLUMNS,
     LONGEST_GAP,
@@ -296,32 +294,18 @@ def _read(clip: Clip) -> None:
     _set(clip.digest, Reading("ready", 1.0, whole))
 
 
-def place(clip: Clip) -> Path | None:
-    """Beside the file, where that is our own copy: it is named by its digest, and goes with all that begins so."""
-    return clip.path.with_name(f"{clip.digest}.storyboard.json") if clip.path.name == clip.digest else None
-
-
 def keep(clip: Clip, whole: Storyboard) -> None:
-    """A disk that cannot be written only costs the reading, next time."""
-    path = place(clip)
-    if path is None or not clip.path.exists():  # removed meanwhile
-        return
-    record = {"rules": RULES, "seen": whole.seen, "film": whole.film, "segments": [astuple(s) for s in whole.segments]}
-    part = path.with_suffix(".part")
-    with suppress(OSError):
-        part.write_text(json.dumps(record))
-        part.rename(path)
+    segments = [astuple(segment) for segment in whole.segments]
+    record = {"rules": RULES, "seen": whole.seen, "film": whole.film, "segments": segments}
+    beside.keep(clip, "storyboard", record)
 
 
 def load(clip: Clip) -> Storyboard | None:
-    path = place(clip)
-    if path is None:
+    record = beside.load(clip, "storyboard")
+    if record.get("rules") != RULES:
         return None
     try:
-        record = json.loads(path.read_text())
-        if record["rules"] != RULES:
-            return None
         segments = tuple(Segment(*row) for row in record["segments"])
         return Storyboard(segments, float(record["seen"]), bool(record["film"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None

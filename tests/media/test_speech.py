@@ -157,6 +157,17 @@ def test_a_video_that_is_deleted_is_not_listened_to_any_more(recognising: None, 
     assert speech.hearing(clip).state == "none" and list(clip.path.parent.iterdir()) == []
 
 
+@pytest.mark.parametrize("content", ["", "[]", '{"version": 0}', '{"version": 1, "model": "small", "cues": [[1]]}'])
+def test_kept_lines_that_cannot_be_read_are_written_again(
+    recognising: None, film: Path, tmp_path: Path, content: str
+) -> None:
+    clip = kept(film, tmp_path / "media")
+    (clip.path.parent / f"{clip.digest}.speech.json").write_text(content)
+    assert speech.hearing(clip).state == "none"
+    speech.begin(clip, "small")
+    assert len(lines(done(clip))) == 2
+
+
 def test_the_recogniser_gets_no_keys_of_the_server(recognising: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QWEN3VL_API_KEY", "secret")
     with speech._recogniser({"model": "small", "threads": 1}) as process:
