@@ -112,6 +112,11 @@ WORDS: dict[str, tuple[str, str]] = {
     "remove": ("Remove {name}", "移除 {name}"),
     "uploading": ("{percent} %", "{percent} %"),
     "checking": ("Checking…", "检查中…"),
+    "board": ("What happens in the video", "视频中发生了什么"),
+    "board_ask": ("Ask about {at}", "就 {at} 提问"),
+    "board_making": ("Looking through the video: {percent} %", "正在浏览视频：{percent} %"),
+    "board_ready": ("Looked through: {n} scenes and slides", "已浏览：{n} 个场景和页面"),
+    "board_failed": ("It could not be looked through.", "无法浏览这个视频。"),
     "pasted": ("pasted", "粘贴的文件"),
     "upload_lost": (
         "The upload was interrupted. Check the connection and add the file again.",

@@ -398,6 +398,7 @@ def described(stored: Stored) -> dict[str, Any]:
         "duration": media.duration if isinstance(media, Clip) else None,
         "pages": media.pages if isinstance(media, Document) else None,
         "lines": media.cues if isinstance(media, Subtitles) else None,
+        "looked_through": isinstance(media, Clip) and storyboard.pays(media),
         "playable": how_to_play(media) == "as_is" if isinstance(media, Clip) else True,
     }
 
