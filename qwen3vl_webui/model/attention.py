@@ -14,7 +14,9 @@ import torch
 from torch.nn import functional
 from torch.nn.attention.bias import causal_lower_right
 
-MOST_SCORES = 2**24  # float32, of one step where they are held
+from qwen3vl_webui.model.planner import SCORES
+
+MOST_SCORES = SCORES  # of one step where they are held
 LEAST_ROWS = 64  # fewer keep too little of a GPU busy in the fused kernel
 
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -86,7 +88,7 @@ class Partial:
             self.sum, self.log_sum = answer.float(), log_sum
             return
         share = torch.sigmoid(log_sum - self.log_sum)[..., None]
-        self.sum = torch.lerp(self.sum, answer.float(), share)
+        self.sum.lerp_(answer.float(), share)
         self.log_sum = torch.logaddexp(self.log_sum, log_sum)
 
     @property
@@ -144,10 +146,11 @@ def attend_plainly(
     step = max(1, MOST_SCORES // (heads * key.shape[1]))
     answers, log_sums = [], []
     for at in range(0, rows, step):
-        scores = (query[:, at : at + step] @ key.transpose(1, 2)).float() * size**-0.5  # (K, step, m)
+        scores = (query[:, at : at + step] @ key.transpose(1, 2)).float().mul_(size**-0.5)  # (K, step, m)
         if mask is not None:
             scores.masked_fill_(~mask[at : at + step], -torch.inf)
         log_sum = scores.logsumexp(-1)
         answers.append(scores.sub_(log_sum[..., None]).exp_().to(value.dtype) @ value)
         log_sums.append(log_sum)
+        del scores  # the next ones are made beside nothing
     return torch.cat(answers, 1), torch.cat(log_sums, 1)

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import nn
 
 from qwen3vl_webui.engine.contract import Message, ModelInfo, Role, SamplingParams
 from qwen3vl_webui.errors import EngineError, OutOfMemory, Unsupported
-from qwen3vl_webui.model import fp8, rope
+from qwen3vl_webui.model import fp8, rope, tower
 from qwen3vl_webui.model.checkpoint import (
     Progress,
     Report,
@@ -73,22 +72,6 @@ class LoadedModel:
     @property
     def tokenizer(self) -> Tokenizer:
         return self.vocabulary.tokenizer
-
-
-class PatchEmbedding(nn.Module):
-    """The tower's Conv3d as the linear layer it is, since its stride equals its kernel.
-
-    Conv3d is many times slower on some torch and cuDNN versions. transformers' own `fusion_config` does the same, but
-    patches the class for the whole process.
-    """
-
-    def __init__(self, convolution: nn.Conv3d) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(convolution.weight.flatten(1), requires_grad=False)  # [hidden, 1536]
-        self.bias = convolution.bias
-
-    def forward(self, patches: torch.Tensor) -> torch.Tensor:  # [patches, 1536] -> [patches, hidden]
-        return F.linear(patches.to(self.weight.dtype), self.weight, self.bias)
 
 
 def pixel_limits(folder: Path, config: Mapping[str, Any]) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -382,7 +365,7 @@ def load_folder(
             raise damaged(folder, error) from error
     if report["missing_keys"]:  # the library would go on with random weights
         raise damaged(folder, f"no {sorted(report['missing_keys'])[0]}")
-    model.model.visual.patch_embed = PatchEmbedding(model.model.visual.patch_embed.proj)
+    tower.fit(model.model.visual)
     model.requires_grad_(False).eval()
     if weights in ("8bit", "4bit"):
         check_quantized(model)

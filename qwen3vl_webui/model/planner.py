@@ -21,8 +21,9 @@ FP8_BLOCK = 128  # rows and columns that share a scale
 ROUND = 256  # tokens; the KV cache grows in multiples of it
 CHUNK = 2048  # prompt tokens read at once on CUDA
 CUDA_BLOCK = 16_384  # quantized tokens made exact at once on CUDA
-SCORES = 2**24  # of attention, float32, held twice where no fused kernel is used
-VISION_ROWS = 16_384  # patches the vision tower sees at once on CUDA
+SCORES = 2**23  # of attention, held at once where no fused kernel is used
+VISION_ROWS = 4_096  # patches the vision tower sees at once on CUDA
+ROTATED = 640  # bytes of cos and sin of a patch, at most
 PATCH_VALUES = 1536  # of one patch: 3 channels, 2 frames, 16 x 16
 DECODING = 4  # answers written at once
 CONTEXT = GIB // 2  # of CUDA, there as soon as a device is used (calculated)
@@ -234,21 +235,29 @@ def round_up(tokens: int) -> int:
 
 def working_parts(shape: Shape, kv: KVFormat, element: int = 2, *, quantization: Weights = "none") -> dict[str, int]:
     """Beside weights and KV, whatever the context: one prefill chunk, one group of pictures, logits, the rest."""
-    exact = 6 * CUDA_BLOCK * shape.kv_heads * shape.head_dim * element  # codes, their product with scales, both halves
-    attention = 5 * (shape.heads + 2 * shape.kv_heads) * shape.head_dim
-    inner = 4 * (8 * shape.expert_intermediate if shape.experts else shape.intermediate)
+    query, key = (count * shape.head_dim * CHUNK * element for count in (shape.heads, shape.kv_heads))
+    rows = CHUNK * element * shape.hidden
+    inner = CHUNK * element * (8 * shape.expert_intermediate if shape.experts else shape.intermediate)
+    attention = 3 * (rows + query + key)
+    if kv != "bf16":  # float32 sums, and either scores with what they are of, or a block made exact
+        sums, exact = 4 * query // element, 2 * CUDA_BLOCK * shape.kv_heads * shape.head_dim * element
+        attention += 2 * sums + max(SCORES * (4 + element) + 10 * key, exact + query, exact * 3 // 2 - sums)
+    prefill = 3 * rows + 4 * inner
     hidden = shape.vision_hidden
     tower = max(
-        PATCH_VALUES * (4 + element) + 16 * hidden,  # float32 patches, positions interpolated from four
-        element * (2 * hidden + max(8 * hidden, 2 * shape.vision_intermediate)),
+        PATCH_VALUES * element + 16 * hidden,  # positions interpolated from four in float32
+        element * (PATCH_VALUES + 3 * hidden + 2 * shape.vision_intermediate)
+        + 4 * hidden
+        + shape.taps * shape.hidden * element // 4
+        + ROTATED,
     )
     return {
-        "prefill": CHUNK * element * (3 * shape.hidden + max(attention, inner)),
-        "attention": exact + 2 * 4 * SCORES if kv != "bf16" else 0,
+        "prefill": prefill,
+        "attention": max(0, attention - prefill),  # it is never there together with the rest of a layer
         "unpacked": 2 * shape.intermediate * shape.hidden * element if quantization == "fp8" else 0,
         "pictures": VISION_ROWS * tower,
         "features": CHUNK * (1 + shape.taps) * shape.hidden * element,
-        "logits": DECODING * shape.vocabulary * (element + 8),
+        "logits": DECODING * shape.vocabulary * (element + 8 * 4),  # and what drawing a token makes of them
         "workspace": CONTEXT + FRAGMENTATION,
     }
 

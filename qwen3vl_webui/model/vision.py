@@ -23,6 +23,7 @@ from qwen3vl_webui.errors import MediaError
 from qwen3vl_webui.media.values import Frame, FramePlan, Image
 from qwen3vl_webui.model.inputs import VisualSpan, frame_patches, image_patches
 from qwen3vl_webui.model.loading import LoadedModel
+from qwen3vl_webui.model.planner import VISION_ROWS
 from qwen3vl_webui.model.snapshots import Snapshots
 
 Item = TypeVar("Item")
@@ -31,7 +32,7 @@ ReadFrames = Callable[[FramePlan], Iterable[Frame]]
 
 MOST_SPANS = 16  # pictures or temporal patches of one group
 MOST_WRITES = 64  # features that wait for the disk; more are not written
-MOST_PATCHES = {"cuda": 16_384, "cpu": 4_096}  # rows of one group, unless one picture alone is bigger
+MOST_PATCHES = {"cuda": VISION_ROWS, "cpu": 4_096}  # rows of one group, unless one picture alone is bigger
 
 
 class FeatureCache:
