@@ -107,7 +107,7 @@ def offer(clip: Clip, model: str) -> Offer:
             here = bool(json.loads(raw.splitlines()[-1])["here"])
         except (subprocess.TimeoutExpired, ValueError, LookupError) as error:
             raise MediaError(GONE) from error
-    size = next((name for name in PACE if Path(model).name.replace("faster-whisper-", "").startswith(name)), "small")
+    size = next((name for name in PACE if name in Path(model).name), "small")
     return Offer(model, 0 if here else MEGABYTES[size], PACE[size] * clip.end)
 
 

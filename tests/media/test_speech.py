@@ -95,6 +95,8 @@ def test_an_offer_says_whether_something_is_fetched_first(recognising: None, fil
     offer = speech.offer(clip, "large-v3")
     assert offer.megabytes == 3090 and offer.seconds == pytest.approx(2.5 * clip.end)
     assert speech.offer(clip, str(tmp_path)).megabytes == 0
+    turbo = speech.offer(clip, "mobiuslabsgmbh/faster-whisper-large-v3-turbo")
+    assert turbo.megabytes == 1620 and turbo.seconds < offer.seconds
     assert speech.hearing(clip).state == "none"
 
 
