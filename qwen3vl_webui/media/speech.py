@@ -26,7 +26,7 @@ from qwen3vl_webui.errors import MediaError, UserError
 from qwen3vl_webui.media import beside
 from qwen3vl_webui.media.children import python_path
 from qwen3vl_webui.media.sound import read_sound
-from qwen3vl_webui.media.subtitles import LONGEST_CUE, MOST_CUES, Track, checked_cues
+from qwen3vl_webui.media.subtitles import MOST_CUES, Track, checked_cues, plain
 from qwen3vl_webui.media.values import Clip, Cue
 
 log = logging.getLogger(__name__)
@@ -253,9 +253,9 @@ def _tell(clip: Clip, now: Hearing) -> None:
 
 
 def _cue(told: Any, end: float) -> tuple[Cue, ...]:
-    start, stop, text = told
-    start = min(max(0.0, float(start)), end)
-    return checked_cues([[start, min(max(start, float(stop)), end), str(text)[:LONGEST_CUE]]]) if text else ()
+    start, stop, said = told
+    start, words = min(max(0.0, float(start)), end), plain(str(said))
+    return checked_cues([[start, min(max(start, float(stop)), end), words]]) if words else ()
 
 
 class Feeder(threading.Thread):

@@ -18,7 +18,7 @@ from qwen3vl_webui.errors import MediaError
 from qwen3vl_webui.media import recogniser, speech
 from qwen3vl_webui.media.speech import Hearing
 from qwen3vl_webui.media.upload import digest_of, open_upload
-from qwen3vl_webui.media.values import Clip
+from qwen3vl_webui.media.values import Clip, Cue
 from tests.clips import colour_clip
 from tests.served import wait_until
 from tests.whisper import spoken_clip, stand_in, tiny_whisper, tones, vowels
@@ -177,6 +177,12 @@ def test_the_recogniser_gets_no_keys_of_the_server(recognising: None, monkeypatc
         environment = Path(f"/proc/{process.pid}/environ").read_bytes()
     assert b"secret" not in environment and b"PYTHONPATH" in environment
     assert process.returncode is not None
+
+
+def test_lines_are_plain_words_inside_the_film() -> None:
+    assert speech._cue([1.0, 2.0, " Hello  there\x1f "], 9.0) == (Cue(1.0, 2.0, "Hello there"),)
+    assert speech._cue([8.0, 12.0, "end"], 9.0) == (Cue(8.0, 9.0, "end"),)
+    assert speech._cue([1.0, 2.0, " \x1f\n "], 9.0) == ()
 
 
 def test_long_sound_is_parted_where_it_is_quiet() -> None:
