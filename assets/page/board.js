@@ -1,5 +1,5 @@
 // A long video while it is being looked through: pictures of what happens in it, each in its part of the strip, as they
-// are found. The first is there before anything is found.
+// are found. Until then a part shows, dim, the picture at its beginning.
 
 import { clock, fill, h, number, sentenceOf, t } from "./dom.js";
 import { address } from "./session.js";
@@ -21,7 +21,7 @@ export function board(stored, ask) {
   put(0, Math.min(0.1, stored.duration / 2), true);
   look();
 
-  /** The picture of a part; one that shows what the part before it shows is dim. */
+  /** The picture of a part; dim where nothing new was found in it, or not yet. */
   function put(part, second, isNew) {
     const cell = cells[part];
     const words = t("board_ask", { at: clock(Math.floor(second)) });
@@ -42,6 +42,7 @@ export function board(stored, ask) {
       if (most) last = most;
       if (most) put(part, most[2], true);
       else if (last && seen >= (part + 1) * length - 0.5) put(part, last[2], false);
+      else if (part && known.state === "making") put(part, part * length, false);
     }
     const n = number(known.segments.length);
     fill(words, known.state === "making" ? h("span.qv-pulse") : null, h("span", {},
