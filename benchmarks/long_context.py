@@ -6,7 +6,8 @@
 Reads a text of that many tokens, answers, and is asked again. `--cap` GB bounds the process's device memory, so that a
 plan that is too small fails. Weights are random and unquantized. `thin` is a small model with heads like the 4B's.
 Prints one JSON object: bytes by part as planned, the measured peak, seconds to the first token of both turns, tokens a
-second of both phases.
+second of both phases; on CUDA also what share of the card's copy bandwidth the writing is, if every weight of the text
+model and every key and value is read once a token. `--decode eager` leaves out the kernels and CUDA graphs.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.decode_attention import bandwidth
 from benchmarks.reuse import WORDS, device_name
 from qwen3vl_webui.engine.contract import (
     FinishEvent,
@@ -36,8 +38,9 @@ from qwen3vl_webui.engine.contract import (
 from qwen3vl_webui.engine.local import LocalEngine
 from qwen3vl_webui.model.inputs import Vocabulary
 from qwen3vl_webui.model.loading import LoadedModel
-from qwen3vl_webui.model.planner import FORMATS, KNOWN, KVFormat, Shape, plan
+from qwen3vl_webui.model.planner import FORMATS, KNOWN, KVFormat, Shape, kv_bytes_per_token, plan, weight_parts
 from qwen3vl_webui.model.rope import native
+from qwen3vl_webui.settings import Decode
 from tests.tiny import SPECIAL_TOKENS, train_tokenizer
 
 THIN = replace(KNOWN["4b"], layers=4, hidden=256, intermediate=512, heads=8, kv_heads=2, vision_depth=3)
@@ -146,18 +149,35 @@ def ask(engine: LocalEngine, request: GenerationRequest) -> tuple[dict[str, floa
     return figures, text
 
 
-def measure(shape: Shape, kv: KVFormat, tokens: int, cap: float | None, device: torch.device) -> dict[str, Any]:
+def share_of_bandwidth(shape: Shape, kv: KVFormat, figures: dict[str, float], peak: float) -> float:
+    """Of `peak` bytes a second, at the length the turn was written at."""
+    weights = weight_parts(shape, "none")
+    head = weights["head"] or weights["embeddings"]
+    read = weights["text"] + head + figures["prompt_tokens"] * kv_bytes_per_token(shape, kv)
+    return round(read * figures["written_tokens_per_second"] / peak, 3)
+
+
+def measure(
+    shape: Shape, kv: KVFormat, tokens: int, cap: float | None, decode: Decode, device: torch.device
+) -> dict[str, Any]:
+    bytes_per_second = 0.0
     if device.type == "cuda":
+        bytes_per_second = bandwidth(device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
         total = torch.cuda.get_device_properties(device).total_memory
         if cap:
             torch.cuda.set_per_process_memory_fraction(min(1.0, cap * 1e9 / total), device)
     with tempfile.TemporaryDirectory() as folder:
-        engine = LocalEngine(random_model(shape, device, Path(folder)), tokens, kv_cache=kv)
+        engine = LocalEngine(random_model(shape, device, Path(folder)), tokens, kv_cache=kv, decode=decode)
         try:
             question = GenerationRequest((Message("user", (long_text(engine, tokens),)),), SAMPLING, conversation="a")
             first, text = ask(engine, question)
             messages = (*question.messages, Message("assistant", (text,)), Message("user", ("And then?",)))
             second, _ = ask(engine, replace(question, messages=messages))
+            if device.type == "cuda":
+                for turn in (first, second):
+                    turn["share_of_bandwidth"] = share_of_bandwidth(shape, kv, turn, bytes_per_second)
             slab = engine._cache.bytes
         finally:
             engine.close()
@@ -186,11 +206,12 @@ def main() -> None:
     parser.add_argument("--shape", choices=[*KNOWN, "thin"], default="thin")
     parser.add_argument("--kv", choices=FORMATS, default="int4")
     parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--decode", choices=["auto", "eager"], default="auto", help="as the server's")
     parser.add_argument("--cap", type=float, help="GB of device memory this process may take")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shape = THIN if args.shape == "thin" else KNOWN[args.shape]
-    print(json.dumps(measure(shape, args.kv, args.tokens, args.cap, device)))
+    print(json.dumps(measure(shape, args.kv, args.tokens, args.cap, args.decode, device)))
 
 
 if __name__ == "__main__":

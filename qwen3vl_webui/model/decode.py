@@ -73,10 +73,10 @@ def draw_together(
     logits = torch.where(drawn, torch.where(logits > 0, logits / repetition, logits * repetition), logits)
     logits = logits - drawn * presence
     best = logits.argmax(-1)
-    values, ids = (logits / temperature.where(temperature > 0, 1)).topk(TOP)
-    weights = values.where(torch.arange(TOP, device=values.device) < top_k, -torch.inf).softmax(-1)
-    kept = weights.where(weights.cumsum(-1) - weights < top_p, 0)
-    kept = kept.where(weights >= min_p * weights[:, :1], 0)
+    values, ids = (logits / temperature.masked_fill(temperature == 0, 1)).topk(TOP)
+    weights = values.masked_fill(torch.arange(TOP, device=values.device) >= top_k, -torch.inf).softmax(-1)
+    kept = weights.masked_fill(weights.cumsum(-1) - weights >= top_p, 0)
+    kept = kept.masked_fill(weights < min_p * weights[:, :1], 0)
     place = (kept / noise).argmax(-1, keepdim=True)
     return torch.where(temperature[:, 0] > 0, ids.gather(-1, place)[:, 0], best)
 

@@ -149,6 +149,9 @@ class Decoder:
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         # Threads that decode pictures go on allocating meanwhile; only what this one does is recorded.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            self._run(count)
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                self._run(count)
+        finally:
+            torch.cuda.set_stream(now)  # leaving a recording that failed may not have gone back to it
         return graph
