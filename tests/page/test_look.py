@@ -115,6 +115,7 @@ def test_history_search_rename_export_delete(visit, house):
     here.page.wait_for_selector(".qv-welcome")
     here.ask("About whales")
     here.settled()
+    here.page.wait_for_function("document.querySelectorAll('.qv-entry').length === 2")  # else one is there already
     here.page.keyboard.press("Control+k")
     here.page.keyboard.type("giraffe")
     here.page.wait_for_function("document.querySelectorAll('.qv-entry').length === 1")
