@@ -19,6 +19,7 @@ from training.network import Batch, Pictures, patches_of, picture_positions
 from training.sight import draw_sights
 
 PAGE = re.compile(r"Page (\d+): $")
+NO_BOX = (-1, -1, -1, -1)
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Row:
     shown: list[int]  # of each token: the number of the picture it shows, from 1
     wanted: list[int]  # of each token: the number of the picture that answers it
     tenths: list[int]  # of each token: the stamp of the moment it shows
+    boxes: list[tuple[int, int, int, int]]  # of each token: the box of the thing in the cell it shows
 
 
 class Encoder:
@@ -52,7 +54,7 @@ class Encoder:
         return tuple(self.tokenizer._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def row(self, case: Case) -> Row:
-        row = Row([], [], [], [], [], [], [], [], [], [])
+        row = Row([], [], [], [], [], [], [], [], [], [], [])
         place = self._text(row, "<|im_start|>user\n", 0, 0)
         page = 0
         for part in case.context:
@@ -76,6 +78,7 @@ class Encoder:
         row.targets += [-100] * len(ids) if exchange is None else ids
         row.shown += [0] * len(ids)
         row.tenths += [-1] * len(ids)
+        row.boxes += [NO_BOX] * len(ids)
         row.wanted += [0] * len(ids) if exchange is None else self._wanted(row.asked[exchange], ids)
         if exchange is not None:
             row.exchanges += [exchange] * len(ids)
@@ -115,6 +118,8 @@ class Encoder:
         row.wanted += [0] * (count + 2)
         tenths = round(part.seconds * 10) if isinstance(part, Moment) else -1
         row.tenths += [-1, *[tenths] * count, -1]
+        boxes = dict(part.boxes) if isinstance(part, Still) else {}
+        row.boxes += [NO_BOX, *(boxes.get(cell, NO_BOX) for cell in range(count)), NO_BOX]
         return after + 1
 
     def _branch(self, row: Row, branch: Branch, place: int, segment: int) -> None:
@@ -139,6 +144,7 @@ class Packed:
     shown: np.ndarray
     wanted: np.ndarray
     tenths: np.ndarray
+    boxes: np.ndarray
     exchanges: np.ndarray  # per target: index into `asked`
     asked: list[Exchange]
 
@@ -154,9 +160,11 @@ class Packed:
         )
         shifted = torch.full_like(targets, -100)
         shifted[:, :-1] = targets[:, 1:]
-        shown, wanted, tenths = (torch.from_numpy(array).to(device) for array in (self.shown, self.wanted, self.tenths))
+        shown, wanted, tenths, boxes = (
+            torch.from_numpy(array).to(device) for array in (self.shown, self.wanted, self.tenths, self.boxes)
+        )
         wanted = wanted.roll(-1, 1)
-        return Batch(ids, positions, segments, shifted, pictures, places, shown, wanted, tenths, features)
+        return Batch(ids, positions, segments, shifted, pictures, places, shown, wanted, tenths, boxes, features)
 
 
 def pack(rows: Sequence[Row], pad: int) -> Packed:
@@ -167,6 +175,7 @@ def pack(rows: Sequence[Row], pad: int) -> Packed:
     segments = np.full((count, length), -1, np.int64)
     targets = np.full((count, length), -100, np.int64)
     shown_at, answers, tenths = np.zeros_like(ids), np.zeros_like(ids), np.full_like(ids, -1)
+    boxes = np.full((count, length, 4), -1, np.int64)
     by_size: dict[tuple[int, int], list[np.ndarray]] = {}
     shown: list[tuple[tuple[int, int], int, int]] = []  # of each picture in the rows: size, number in it, first place
     exchanges: list[int] = []
@@ -178,6 +187,7 @@ def pack(rows: Sequence[Row], pad: int) -> Packed:
         segments[number, :end] = row.segments
         targets[number, :end] = row.targets
         shown_at[number, :end], answers[number, :end], tenths[number, :end] = row.shown, row.wanted, row.tenths
+        boxes[number, :end] = row.boxes
         exchanges += [len(asked) + one for one in row.exchanges]
         asked += row.asked
         known: dict[int, int] = {}  # a scene that stays is one array: encoded once
@@ -209,6 +219,7 @@ def pack(rows: Sequence[Row], pad: int) -> Packed:
         shown_at,
         answers,
         tenths,
+        boxes,
         np.asarray(exchanges),
         asked,
     )

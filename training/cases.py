@@ -38,6 +38,7 @@ class Still:
 
     pixels: np.ndarray
     alone: bool = False
+    boxes: tuple[tuple[int, tuple[int, int, int, int]], ...] = ()  # (cell, box) of each thing that has a cell alone
 
 
 @dataclass(frozen=True)
@@ -153,8 +154,9 @@ def printed(random: Random, longest: int) -> str:
             word = word[:longest]
         return random.choice((word, word.upper(), word.upper(), word.capitalize()))
     letters = string.ascii_uppercase if random.random() < 0.7 else string.ascii_lowercase
-    if random.random() < 0.3:
-        letters += string.digits
+    if random.random() < 0.3:  # as in any code people have to read, none that look alike
+        letters = "".join(set(letters + string.digits) - set("0O1Ilo"))
+        letters = "".join(sorted(letters))
     return "".join(random.choice(letters) for _ in range(random.randint(1, longest)))
 
 
@@ -185,6 +187,16 @@ def cell_of_thing(scene: Scene, name: tuple[str, str]) -> int:
     height, width, _ = scene.pixels.shape
     box = next(one.box for one in scene.things if one.name == name)
     return cell_of(scene, (box[0] + box[2]) / 2000 * width, (box[1] + box[3]) / 2000 * height)
+
+
+def boxes_of(scene: Scene) -> tuple[tuple[int, tuple[int, int, int, int]], ...]:
+    """(cell, box) of the things whose middle is in a cell of their own."""
+    height, width, _ = scene.pixels.shape
+    cells = [
+        cell_of(scene, (one.box[0] + one.box[2]) / 2000 * width, (one.box[1] + one.box[3]) / 2000 * height)
+        for one in scene.things
+    ]
+    return tuple((cell, one.box) for cell, one in zip(cells, scene.things, strict=True) if cells.count(cell) == 1)
 
 
 def called(name: tuple[str, str], language: str, random: Random) -> str:
@@ -352,7 +364,7 @@ def picture_case(level: Level, random: Random) -> Case:
     width, height = picture_size(level, random)
     scene = random_scene(width, height, level, random)
     branches = branches_of(lambda r, language: picture_exchange(scene, level, r, language), level, random)
-    return Case((Still(scene.pixels, alone=True),), branches)
+    return Case((Still(scene.pixels, alone=True, boxes=boxes_of(scene)),), branches)
 
 
 def text_case(level: Level, random: Random) -> Case:
@@ -420,6 +432,8 @@ def clock(seconds: float, language: str, random: Random) -> str:
         forms += [f"第{whole}秒", f"第{whole}秒", f"{whole}秒", f"第{seconds:.1f}秒"]
         if minutes:
             forms += [f"{minutes}分{rest}秒"]
+    if minutes >= 60:
+        forms = [f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"] * 3 + forms[3:]
     return random.choice(forms)
 
 
@@ -452,13 +466,16 @@ def stamps(count: int, most: float, random: Random) -> list[float]:
         start = random.choice((0.25, 0.25, 0.0, random.uniform(0, max(0.0, most - count))))
         return [float(f"{start + i:.1f}") for i in range(count)]
     if kind < 0.7:
-        step = random.choice((0.5, 1.0, 1.0, 1.5, 2.0, 2.0, 3.0, 4.0, 5.0, random.uniform(0.4, 15)))
+        step = random.choice((0.25, 0.5, 1.0, 1.0, 1.5, 2.0, 2.0, 3.0, 4.0, 5.0, random.uniform(0.4, 15)))
+        if most > 600 and random.random() < 0.4:
+            step = random.uniform(5.0, most / count)
         step = min(step, most / count)
         start = random.choice(
             (0.0, 0.0, 0.5, random.uniform(0, step), random.uniform(0, max(0.0, most - step * count)))
         )
         return [round(start + i * step, 1) for i in range(count)]
-    longest = min(most, max(count, random.choice((10, 30, 60, 60, 120, 300, 600))))
+    lengths = (10, 30, 60, 60, 120, 300, 600, *((1200, 2400, 3600, 7200) if most > 600 else ()))
+    longest = min(most, max(count, random.choice(lengths)))
     times = sorted(random.uniform(0, longest) for _ in range(count))
     for i in range(1, count):
         times[i] = max(times[i], times[i - 1] + 0.3)

@@ -23,7 +23,7 @@ def shares(**kinds: float) -> tuple[tuple[str, float], ...]:
     return tuple(kinds.items())
 
 
-SIGHT = Level((), picture_pixels=(4096, 12_288), longest_text=6, wear=0.3)  # the vision tower alone
+SIGHT = Level((), picture_pixels=(9216, 36_864), longest_text=8, wear=0.3)  # the vision tower alone
 WARM = Level(  # one thing, large: attention to pictures and the features of colour and shape come first
     shares(picture=6, text=0.5, video=1),
     picture_pixels=(4096, 4096),
@@ -103,33 +103,30 @@ THIRD = replace(
 )
 FOURTH = replace(
     THIRD,
-    kinds=shares(picture=3, text=2, pictures=0.7, video=3, document=0.7, nothing=0.05),
-    picture_pixels=(4096, 25_600),
-    moments=(16, 64),
-    pages=(4, 12),
+    kinds=shares(picture=3, text=2.5, pictures=0.7, video=4, document=1.2, nothing=0.05),
+    picture_pixels=(16_384, 36_864),  # letters of 10 px and more
+    frame_pixels=(8192, 16_384),
+    moments=(5, 44),
+    pages=(3, 12),
     longest_text=8,
     branches=12,
-    runs=0.7,
-    seconds=300.0,
-    words=0.25,
+    seconds=7200.0,
+    words=0.3,
 )
 FIFTH = replace(
     FOURTH,
-    picture_pixels=(4096, 36_864),
-    frame_pixels=(4096, 9216),
     moments=(20, 120),
     branches=16,
-    seconds=600.0,
     words=0.35,
 )
 
 STAGES = (
-    Stage(SIGHT, {"shapes": 0.97, "letters": 0.9}, 1450, 0, 0, 128),
+    Stage(SIGHT, {"shapes": 0.97, "letters": 0.9}, 3000, 0, 0, 224),
     Stage(WARM, {"name": 0.8, "shape": 0.85}, 3000, 3_000, 3_000),
     Stage(FIRST, {"name": 0.85, "when": 0.85, "what_at": 0.8}, 6000),
     Stage(SECOND, {"name": 0.88, "when": 0.85, "what_at": 0.85, "page": 0.8}, 6000, 3_200, 3_200),
     Stage(THIRD, {"name": 0.9, "when": 0.88, "what_at": 0.85, "page": 0.85}, 8000, 4_800, 4_800, 96),
-    Stage(FOURTH, {"name": 0.95, "when": 0.93, "what_at": 0.9, "page": 0.9, "read": 0.8}, 20_000, 8_000, 8_000),
+    Stage(FOURTH, {"name": 0.95, "when": 0.93, "what_at": 0.9, "page": 0.9, "read": 0.8}, 20_000, 4_000, 4_000, 192),
     Stage(FIFTH, {}, 10**9, 12_000, 12_000),
 )
 KEPT = 0.3  # share of every step that stays with the stage before, so that nothing is forgotten

@@ -18,19 +18,19 @@ from typing import Any
 
 import torch
 
-from training.batches import Encoder, Row, pack
+from training.batches import NO_BOX, Encoder, Row, pack
 from training.cases import Case, Exchange, Level, make_case
 from training.network import forward
 
 STAMP = re.compile(r"(\d+\.\d)(?= seconds|秒)")
 EVALUATED = Level(
     kinds=(("picture", 3), ("text", 1.5), ("pictures", 1), ("video", 4), ("document", 1.5), ("nothing", 0.4)),
-    picture_pixels=(4096, 16_384),
-    frame_pixels=(4096, 8192),
+    picture_pixels=(16_384, 36_864),
+    frame_pixels=(8192, 16_384),
     moments=(5, 40),
-    seconds=120.0,
-    words=0.1,
-    pages=(2, 8),
+    seconds=600.0,
+    words=0.3,
+    pages=(3, 12),
     longest_text=8,
     branches=4,
     turns=0.0,
@@ -84,7 +84,7 @@ def greedy(model: Any, encoder: Encoder, cases: Sequence[Case], *, dtype: torch.
     rows = []
     for case in cases:
         row = encoder.row(Case(case.context, ((replace(case.branches[0][0], answer=""),),)))
-        for column in (row.ids, row.positions, row.segments, row.targets, row.shown, row.wanted, row.tenths):
+        for column in (row.ids, row.positions, row.segments, row.targets, row.shown, row.wanted, row.tenths, row.boxes):
             column.pop()  # the end of the empty answer
         rows.append(row)
     answers: list[list[int]] = [[] for _ in rows]
@@ -117,6 +117,7 @@ def append(row: Row, token: int) -> None:
     row.shown.append(0)
     row.wanted.append(0)
     row.tenths.append(-1)
+    row.boxes.append(NO_BOX)
 
 
 def evaluate(

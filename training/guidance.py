@@ -3,8 +3,8 @@
 Left alone, a model this small first learns to copy any stamp, which is right once in as many moments as there are, and
 stays there: a stamp stands before its picture and cannot know what it shows. The way that works goes through the
 picture: its tokens gather the stamp before them, and the answer finds the picture by likeness. Two extra losses show
-this way: visual tokens must tell the digits of their stamp, and one head of two layers must look at the picture that
-holds the answer. Nothing of it is left at release.
+this way: visual tokens must tell the digits of their stamp and of the box of what they show, and one head of two layers
+must look at the picture that holds the answer. Nothing of it is left at release.
 """
 
 from __future__ import annotations
@@ -15,23 +15,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.network import Batch, linear, rms_norm, rotate
+from training.network import Batch, rms_norm, rotate
 
 PROBED_LAYERS = (1, 2)  # after which visual tokens must know their stamp
 GUIDED_LAYERS = (3, 4)  # whose first head must look at the evidence
 ABSENT_DIGIT = 10
+STAMP_DIGITS = 5  # to 2.7 hours
+BOX_DIGITS = 2  # hundreds and tens of 0..1000: enough for an overlap of nine tenths
 
 
 def build_probe(width: int) -> nn.Linear:
-    return nn.Linear(width, 4 * (ABSENT_DIGIT + 1))
+    return nn.Linear(width, (STAMP_DIGITS + 4 * BOX_DIGITS) * (ABSENT_DIGIT + 1))
 
 
 def digits_of(tenths: Tensor) -> Tensor:
-    """Tenths of a second [n] -> hundreds, tens, units and tenths as they are written [n, 4]; 10 where none is."""
-    places = [tenths // 1000 % 10, tenths // 100 % 10, tenths // 10 % 10, tenths % 10]
-    places[0] = places[0].masked_fill(tenths < 1000, ABSENT_DIGIT)
-    places[1] = places[1].masked_fill(tenths < 100, ABSENT_DIGIT)
+    """Tenths of a second [n] -> thousands, hundreds, tens, units and tenths as written [n, 5]; 10 where none is."""
+    places = [tenths // 10**power % 10 for power in reversed(range(STAMP_DIGITS))]
+    for place, power in zip(range(STAMP_DIGITS - 2), (4, 3, 2), strict=True):
+        places[place] = places[place].masked_fill(tenths < 10**power, ABSENT_DIGIT)
     return torch.stack(places, dim=-1)
+
+
+def digits_of_boxes(boxes: Tensor) -> Tensor:
+    """Coordinates 0..1000 [n, 4] -> hundreds and tens as written [n, 8]; 10 where none is."""
+    boxes = boxes.clamp(max=999)  # a whole thousand is rare and has a digit of its own
+    hundreds = (boxes // 100).masked_fill(boxes < 100, ABSENT_DIGIT)
+    tens = (boxes // 10 % 10).masked_fill(boxes < 10, ABSENT_DIGIT)
+    return torch.stack((hundreds, tens), dim=-1).flatten(1)
 
 
 class Guidance:
@@ -42,6 +52,8 @@ class Guidance:
         self.batch = batch
         self.labelled = batch.tenths >= 0
         self.digits = digits_of(batch.tenths[self.labelled])
+        self.boxed = batch.boxes[..., 0] >= 0
+        self.box_digits = digits_of_boxes(batch.boxes[self.boxed])
         self.asking = batch.wanted > 0
         self.losses: list[Tensor] = []
         self.found = 0.0  # share of the guided heads' attention that lies on the evidence
@@ -63,9 +75,16 @@ class Guidance:
         self.found = float(on_it.detach().exp().mean())
 
     def after(self, number: int, x: Tensor) -> None:
-        if number in PROBED_LAYERS and self.labelled.any():
-            told = linear(x[self.labelled], self.probe).view(-1, ABSENT_DIGIT + 1)
-            self.losses.append(F.cross_entropy(told, self.digits.flatten()))
+        if number not in PROBED_LAYERS:
+            return
+        stamps = STAMP_DIGITS * (ABSENT_DIGIT + 1)
+        for there, digits, part in (
+            (self.labelled, self.digits, slice(0, stamps)),
+            (self.boxed, self.box_digits, slice(stamps, None)),
+        ):
+            if there.any():
+                told = F.linear(x[there], self.probe.weight[part], self.probe.bias[part]).view(-1, ABSENT_DIGIT + 1)
+                self.losses.append(F.cross_entropy(told, digits.flatten()))
 
     def loss(self) -> Tensor:
         return torch.stack(self.losses).sum() if self.losses else torch.zeros((), device=self.batch.ids.device)

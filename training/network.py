@@ -106,6 +106,7 @@ class Batch:
     shown: Tensor  # [rows, length] int64: number of the picture a visual token is of, from 1; else 0
     wanted: Tensor  # [rows, length] int64: number of the picture that answers the token to be predicted; else 0
     tenths: Tensor  # [rows, length] int64: stamp of a visual token's moment in tenths of a second; else -1
+    boxes: Tensor  # [rows, length, 4] int64: of a visual token: the box of the thing in its cell, 0..1000; else -1
     feature_index: Tensor  # [visual tokens] int64: which cell of all pictures stands there; a still scene is seen once
 
 

@@ -33,6 +33,8 @@ PAINT = {
     "black": (0, 180, 0.0, 0.3, 0.0, 0.12),
     "white": (0, 180, 0.0, 0.04, 0.94, 1.0),
 }
+WIDEST_LETTER = 0.17  # of the width
+UNUSED_FONTS = ("Math", "Oblique", "Italic", "ExtraLight", "Narrow")
 FONT_FOLDERS = ("/usr/share/fonts/truetype/dejavu", "/usr/share/fonts/truetype/liberation")
 
 
@@ -211,9 +213,12 @@ def spoil(pixels: np.ndarray, random: Random, wear: float) -> np.ndarray:
 
 @functools.cache
 def font_paths() -> tuple[str, ...]:
-    """Latin text fonts of the machine, or Pillow's own when there is none."""
+    """Upright Latin text fonts of the machine, or Pillow's own when there is none."""
     found = sorted(
-        str(path) for folder in FONT_FOLDERS for path in Path(folder).glob("*.ttf") if "Math" not in path.name
+        str(path)
+        for folder in FONT_FOLDERS
+        for path in Path(folder).glob("*.ttf")
+        if not any(word in path.name for word in UNUSED_FONTS)
     )
     return tuple(found) or ("",)
 
@@ -224,9 +229,9 @@ def font(path: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def draw_text(text: str, width: int, height: int, random: Random, *, wear: float = 0.5, page: bool = False) -> Scene:
-    """One line of text filling a third to nearly all of the width; `page`: dark on white, as printed."""
+    """One line of text across up to nearly all of the width, in letters of ordinary size; `page`: dark on white."""
     path = random.choice(font_paths())
-    wanted = 2 * width * random.uniform(0.5 if len(text) > 4 else 0.3, 0.92)
+    wanted = 2 * width * min(random.uniform(0.5 if len(text) > 4 else 0.3, 0.92), WIDEST_LETTER * len(text))
     probe = font(path, 40)
     reach = probe.getlength(text)
     size = max(8, min(round(40 * wanted / reach), round(height * (0.9 if not page else 0.5))))

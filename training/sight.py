@@ -70,7 +70,7 @@ def draw_sights(seed: str, level: Level, count: int) -> Sights:
     width, height = picture_size(level, random)
     scenes = []
     for _ in range(count):
-        if random.random() < 0.35:  # letters take longest to learn
+        if random.random() < 0.25:  # letters take longest to learn
             scenes.append(random_scene(width, height, level, random))
         else:
             longest = min(level.longest_text, 8 if width >= 96 else 4)

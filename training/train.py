@@ -64,24 +64,30 @@ class Score:
 
 
 GUIDANCE_SHARE = 0.1
-SIGHT_SHARE = 0.3  # weight of the loss on cells beside the loss on answers
+SIGHT_SHARE = 0.6  # weight of the loss on cells beside the loss on answers
 
 
-def parameter_groups(model: Any, heads: Any, probe: Any) -> list[dict[str, Any]]:
-    """Weight decay on matrices only. The query and key norms learn faster: they alone decide how sharply a token can
-    look, and a stamp is found only by looking sharply.
+def build_optimizers(model: Any, heads: Any, probe: Any, rate: float) -> dict[str, torch.optim.Optimizer]:
+    """Muon for the matrices, which learnt letters in fewer steps than AdamW (measured: loss .63 against .73 after 160);
+    AdamW for the rest. Weight decay on matrices only. The query and key norms learn faster: they alone decide how
+    sharply a token can look, and a stamp is found only by looking sharply.
     """
     named = list(model.named_parameters())
     sharpness = [p for name, p in named if name.endswith(("q_norm.weight", "k_norm.weight"))]
-    matrices = [p for name, p in named if p.ndim >= 2 and "embed" not in name]
+    matrices = [p for name, p in named if p.ndim == 2 and "embed" not in name]
     taken = {id(p) for p in (*sharpness, *matrices)}
     others = [p for _, p in named if id(p) not in taken] + list(heads.parameters())
-    return [
-        {"params": matrices, "weight_decay": 0.03, "speed": 1.0},
-        {"params": others, "weight_decay": 0.0, "speed": 1.0},
-        {"params": sharpness, "weight_decay": 0.0, "speed": 4.0},
-        {"params": list(probe.parameters()), "weight_decay": 0.0, "speed": 1.0},
+    groups = [
+        {"params": others, "speed": 1.0},
+        {"params": sharpness, "speed": 4.0},
+        {"params": list(probe.parameters()), "speed": 1.0},
     ]
+    return {
+        "muon": torch.optim.Muon(
+            [{"params": matrices, "speed": 1.0}], lr=rate, weight_decay=0.03, adjust_lr_fn="match_rms_adamw"
+        ),
+        "adamw": torch.optim.AdamW(groups, lr=rate, weight_decay=0.0, betas=(0.9, 0.98), fused=True),
+    }
 
 
 def save(path: Path, modules: dict[str, Any], state: dict[str, Any]) -> None:
@@ -129,8 +135,8 @@ def main() -> None:
     probe = build_probe(model.config.text_config.hidden_size).to(args.device)
     words = words_of(tokenizer)
     average = copy.deepcopy(model)
-    optimizer = torch.optim.AdamW(parameter_groups(model, heads, probe), lr=args.rate, betas=(0.9, 0.98), fused=True)
-    modules = {"model": model, "average": average, "heads": heads, "probe": probe, "optimizer": optimizer}
+    optimizers = build_optimizers(model, heads, probe, args.rate)
+    modules = {"model": model, "average": average, "heads": heads, "probe": probe, **optimizers}
     state: dict[str, Any] = {
         "step": 0,
         "stage": args.stage or 0,
@@ -170,8 +176,9 @@ def main() -> None:
         rate = args.rate * min(1, (state["step"] - started_step + 1) / args.warmup)
         if args.minutes:
             rate *= 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1, minutes / args.minutes)))
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group["speed"]
+        for optimizer in optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["speed"]
         step_batches, sights = queue.get()
         if sights is not None:
             loss, told = sight_loss(model, heads, words, sights, dtype, args.device)
@@ -194,8 +201,9 @@ def main() -> None:
             state["answers"] += len(packed.asked)
         score.fade()
         torch.nn.utils.clip_grad_norm_([*parameters, *heads.parameters()], 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         state["step"] += 1
         state["stage_step"] += 1
         with torch.no_grad():
