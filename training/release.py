@@ -104,11 +104,11 @@ second, everything else only when it is wholly right.
 {rows}
 
 ## Training
-{step} steps, {answers} answers, {tokens} tokens, {hours} hours on {device} shared with other work; AdamW, loss
-on answers (and, only while training, on what each cell of a picture holds and where an answer looks), a curriculum
-from one thing in one picture to long clips (`training/curriculum.py`), the rate annealed to nothing at the end. The
-data is drawn while training; there is no
-data set. `training/README.md` says how to go on from here.
+{step} steps, {answers} answers, {tokens} tokens, {hours} hours on {device} shared with other work; Muon for the
+matrices and AdamW for the rest, loss on answers (and, only while training, on what each cell of a picture holds and
+where an answer looks), a curriculum from one thing in one picture to long clips (`training/curriculum.py`), the rate
+annealed to nothing at the end. The data is drawn while training; there is no data set. `training/README.md` says how
+to go on from here.
 
 ## Limits
 - {positions} positions were trained. Pictures are seen at {image_pixels} pixels, video frames at {frame_pixels}:
