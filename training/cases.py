@@ -155,8 +155,7 @@ def printed(random: Random, longest: int) -> str:
         return random.choice((word, word.upper(), word.upper(), word.capitalize()))
     letters = string.ascii_uppercase if random.random() < 0.7 else string.ascii_lowercase
     if random.random() < 0.3:  # as in any code people have to read, none that look alike
-        letters = "".join(set(letters + string.digits) - set("0O1Ilo"))
-        letters = "".join(sorted(letters))
+        letters = "".join(sorted(set(letters + string.digits) - set("0O1Ilo")))
     return "".join(random.choice(letters) for _ in range(random.randint(1, longest)))
 
 
@@ -384,7 +383,7 @@ def pictures_case(level: Level, random: Random) -> Case:
     scenes = []
     for _ in range(count):
         width, height = picture_size(level, random)
-        names = list({any_name(random) for _ in range(random.choice((1, 1, 2)))})
+        names = list(dict.fromkeys(any_name(random) for _ in range(random.choice((1, 1, 2)))))
         scenes.append(draw_things(names, width, height, random, wear=level.wear))
     context: list[str | Still | Moment] = []
     for number, scene in enumerate(scenes, 1):
@@ -514,7 +513,7 @@ def video_case(level: Level, random: Random) -> Case:
             event = Event(times[i], times[i + stay - 1], text=text)
             scene = draw_text(text, width, height, random, wear=level.wear, page=plain and random.random() < 0.5)
         else:
-            names = list({any_name(random) for _ in range(2 if random.random() < level.pairs else 1)})
+            names = list(dict.fromkeys(any_name(random) for _ in range(2 if random.random() < level.pairs else 1)))
             again_things = [one for one in repeated if not isinstance(one, str)]
             if again_things and random.random() < 0.2:
                 names = [random.choice(again_things)]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from random import Random
 
 import pytest
 
 from training import questions
 from training.batches import Encoder
-from training.cases import Exchange, Level, Moment, Still, fit, make_case
+from training.cases import Exchange, Level, Moment, Still, fit, make_case, printed, stamps
 from training.evaluate import is_right, overlap
 from training.scenes import PAINT, contrast, draw_text, draw_things, paint
 from training.tokenizer import ORDINARY_TOKENS, SPECIAL_TOKENS, build_tokenizer
@@ -38,6 +41,34 @@ def test_every_picture_is_as_large_as_asked_and_the_same_seed_draws_the_same() -
         one, again = (draw_text("HELLO 42", *size, Random(7)) for _ in range(2))
         assert one.pixels.shape == (size[1], size[0], 3)
         assert (one.pixels == again.pixels).all()
+
+
+def test_a_seed_draws_the_same_in_every_process() -> None:
+    """The order of a set of texts changes from process to process."""
+    script = (
+        "from random import Random; from training.cases import Level, make_case\n"
+        "for kind in ('pictures', 'video', 'document', 'text'):\n"
+        "    for seed in range(3): print(make_case(kind, Level(()), Random(seed)).branches)"
+    )
+    drawn = {
+        subprocess.run(
+            [sys.executable, "-c", script], env={**os.environ, "PYTHONHASHSEED": hash_seed}, stdout=subprocess.PIPE
+        ).stdout
+        for hash_seed in ("1", "2", "3")
+    }
+    assert len(drawn) == 1 and len(drawn.pop()) > 1000
+
+
+def test_codes_hold_no_characters_that_look_alike() -> None:
+    random = Random(5)
+    codes = [printed(random, 8) for _ in range(2000)]
+    mixed = [code for code in codes if not code.isalpha() and not code.isdigit()]
+    assert len(mixed) > 50 and not set("".join(mixed)) & set("0O1Ilo")
+
+
+def test_long_clips_are_stamped_to_their_end() -> None:
+    lasts = [stamps(40, 7200.0, Random(seed))[-1] for seed in range(200)]
+    assert max(lasts) <= 7200 and sum(last > 3600 for last in lasts) > 10 and sum(last < 120 for last in lasts) > 30
 
 
 def test_text_stands_out() -> None:
