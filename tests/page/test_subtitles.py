@@ -97,6 +97,7 @@ def test_tracks_and_chapters_of_the_film(visit, house, files):
     here.page.uncheck("#qv-subtitles")
     here.page.keyboard.press("Escape")
     here.page.keyboard.press("Control+Shift+O")
+    here.page.wait_for_selector(".qv-welcome")
     here.ask("What is said?", "talk.mkv")
     here.settled()
     assert said(house) == "What is said?"
@@ -144,6 +145,7 @@ def test_what_is_said_is_written_down_read_and_shown(visit, house, files, tmp_pa
     here.page.click(".qv-moment >> nth=-2")
     here.page.wait_for_function(f"({ACTIVE})().join() === 'tone 0.6'")
     here.page.keyboard.press("Control+Shift+O")
+    here.page.wait_for_selector(".qv-welcome")
     here.ask("And now?", "talk.mp4")
     here.settled()
     assert "[1.0-2.0] tone 0.3\n" in said(house) and "[4.0-5.0] tone 0.6\n" in said(house)
