@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,7 @@ def film(
     picture beside the film; `options` go to the video encoder.
     """
     times = list(seconds)
-    with av.open(str(path), "w", options=container_options or {}) as container:
+    with _own_priority(), av.open(str(path), "w", options=container_options or {}) as container:
         video = container.add_stream(codec, rate=fps, options=options)
         video.width, video.height, video.pix_fmt = *size, pixels
         video.codec_context.time_base = clock
@@ -63,6 +65,19 @@ def film(
             container.mux(video.encode(frame))
         container.mux(video.encode(None))
     return path
+
+
+@contextmanager
+def _own_priority() -> Iterator[None]:
+    """What runs inside leaves this thread's priority as it was: SVT-AV1 lifts its caller to real time where it may."""
+    if not hasattr(os, "sched_getscheduler"):  # not on Linux
+        yield
+        return
+    policy, priority = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, priority)
 
 
 def _tone(container: Any, audio: Any, seconds: float) -> None:

@@ -1,8 +1,10 @@
 """Settings of all tests."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 from qwen3vl_webui.media.forkserver import leave_out_onnxruntime
@@ -14,3 +16,11 @@ if not Path("/dev/nvidiactl").exists():
 settings.register_profile("gate", derandomize=True)
 if os.environ.get("CI") == "true":
     settings.load_profile("gate")
+
+
+@pytest.fixture(autouse=True)
+def ordinary_priority() -> Iterator[None]:
+    """No test leaves its process at real-time priority: every later child inherits it, and a browser then starves all."""
+    yield
+    if hasattr(os, "sched_getscheduler"):
+        assert os.sched_getscheduler(0) == os.SCHED_OTHER
