@@ -20,7 +20,7 @@ if os.environ.get("CI") == "true":
 
 @pytest.fixture(autouse=True)
 def ordinary_priority() -> Iterator[None]:
-    """No test leaves its process at real-time priority: every later child inherits it, and a browser starves the rest."""
+    """No test leaves its process at real-time priority, which every later child inherits and starves the rest with."""
     yield
     if hasattr(os, "sched_getscheduler"):
         assert os.sched_getscheduler(0) == os.SCHED_OTHER
