@@ -1,4 +1,7 @@
-"""Who is answered next: by priority, then each conversation in its turn; everyone can leave at any moment."""
+"""Who is answered next: by priority, then each conversation in its turn; everyone can leave at any moment.
+
+Who has waited long counts as more urgent, one class for each minute: whatever keeps coming, everybody is answered.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from qwen3vl_webui.errors import EngineError, Overloaded, UserError
 HEARTBEAT = 0.25  # seconds; half of what the contract allows
 MOST_WAITING = 64
 PRIORITIES = {"interactive": 0, "chat": 1, "batch": 2}
+PATIENCE = 60.0  # seconds
 
 Plan = TypeVar("Plan")
 
@@ -43,6 +47,10 @@ class Work(Generic[Plan]):
     def rank(self) -> int:
         """Of its priority; the smaller goes first."""
         return PRIORITIES[self.request.priority]
+
+    def rank_since(self, served: float) -> int:
+        """As `rank`, when nothing was done for it since time.monotonic() was `served`."""
+        return max(0, self.rank - int((time.monotonic() - served) / PATIENCE))
 
     def tell(self, event: Event | UserError) -> None:
         if isinstance(event, PrefillEvent):
@@ -149,10 +157,12 @@ class RequestQueue(Generic[Plan]):
     def _order(self) -> list[Work[Plan]]:
         """Those who wait, the next one first."""
         turns = Counter(work.request.conversation for work in self._running)
+        batches = self._batch_may_run()
         keyed = []
         for work in self._waiting:
             conversation = work.request.conversation
-            keyed.append(((work.rank, turns[conversation], work.entered), work))
+            barred = work.request.priority == "batch" and not batches  # it must not stand before those who may run
+            keyed.append(((barred, work.rank_since(work.entered), turns[conversation], work.entered), work))
             turns[conversation] += 1
         return [work for _, work in sorted(keyed, key=lambda pair: pair[0])]
 

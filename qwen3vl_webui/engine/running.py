@@ -43,13 +43,15 @@ class Running:
     started: float = field(default_factory=time.monotonic)
     read: float = 0.0  # time.monotonic() when the whole prompt was
     served: int = 0  # the step that last read of its prompt
+    waits_since: float = field(default_factory=time.monotonic)  # when that was
     retried: bool = False
     ahead: tuple[int, torch.Tensor, torch.Tensor] | None = None  # cos and sin from an answer token on
     drafts: Drafts | None = None
 
     @property
     def priority(self) -> int:
-        return self.work.rank
+        """The smaller is served first. Who writes is served at every step and never waits."""
+        return self.work.rank if self.reading is None else self.work.rank_since(self.waits_since)
 
     def turns(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin (count, head_dim) from the answer's last token on, which stands after the prompt on all axes."""

@@ -319,7 +319,7 @@ class Scheduler:
         assert reader.reading is not None
         reader.slot.keys.frombytes(np.ascontiguousarray(chunk.keys).tobytes())
         reader.reading.advance(chunk.end)
-        reader.served = self._steps
+        reader.served, reader.waits_since = self._steps, time.monotonic()
         rate = (chunk.end - chunk.start) / max(seconds, 1e-6)
         if chunk.end - chunk.start >= LEAST_CHUNK or self._rate is None:
             self._rate = rate if self._rate is None else 0.5 * (self._rate + rate)

@@ -11,7 +11,7 @@ from qwen3vl_webui.engine.contract import (
     Priority,
     TokenEvent,
 )
-from qwen3vl_webui.engine.queue import MOST_WAITING, Cancelled, RequestQueue, Work
+from qwen3vl_webui.engine.queue import MOST_WAITING, PATIENCE, Cancelled, RequestQueue, Work
 from qwen3vl_webui.errors import EngineError, Overloaded
 
 
@@ -219,4 +219,52 @@ def test_nobody_overtakes_the_one_who_waits_for_memory() -> None:
     assert [queue.position(big), queue.position(small)] == [1, 2]
     queue.done(running)
     assert [queue.take(), queue.take()] == [big, small]
+    assert kept
+
+
+def after(minutes: float, each: Work[str]) -> Work[str]:
+    """As if it had come that long ago."""
+    each.entered -= minutes * PATIENCE
+    return each
+
+
+def test_who_waits_long_goes_up_one_class_a_minute() -> None:
+    queue: RequestQueue[str] = RequestQueue()
+    fresh, one, two = of("a", "batch"), after(1.1, of("b", "batch")), after(2.1, of("c", "batch"))
+    chat, agent = of("chat"), of("agent", "interactive")
+    kept = enter(queue, agent, chat, fresh, one, two)
+    order = []
+    while (first := queue.take()) is not None:
+        order.append(first)
+        queue.done(first)
+    assert order == [two, agent, one, chat, fresh]
+    assert kept
+
+
+def test_a_batch_is_answered_whatever_keeps_coming() -> None:
+    queue: RequestQueue[str] = RequestQueue()
+    batch = of("batch", "batch")
+    kept = enter(queue, batch)
+    for minute in range(4):
+        kept += enter(queue, of(f"agent {minute}", "interactive"))
+        first = queue.take()
+        assert first is not None
+        if first is batch:
+            break
+        queue.done(first)
+        after(0.7, batch)
+    assert first is batch and minute == 3
+    assert kept
+
+
+def test_a_batch_that_may_not_run_yet_stands_before_nobody() -> None:
+    queue: RequestQueue[str] = RequestQueue(places=2)
+    running, old, person = of("a", "batch"), after(10, of("b", "batch")), of("person")
+    kept = enter(queue, running)
+    assert queue.take() is running
+    kept += enter(queue, old, person)
+    assert [queue.position(person), queue.position(old)] == [0, 2]
+    assert [queue.take(), queue.take()] == [person, None]
+    queue.done(running)
+    assert queue.take() is old
     assert kept

@@ -15,6 +15,7 @@ import torch
 from qwen3vl_webui.engine import scheduler
 from qwen3vl_webui.engine.contract import GenerationRequest, PrefillEvent, SamplingParams, TokenEvent
 from qwen3vl_webui.engine.local import LocalEngine
+from qwen3vl_webui.engine.queue import PATIENCE
 from qwen3vl_webui.errors import EngineError, MediaError, OutOfMemory, UserError
 from qwen3vl_webui.media.values import Frame, FramePlan, Image
 from qwen3vl_webui.model.forward import Run
@@ -155,6 +156,27 @@ def test_the_more_urgent_prompt_is_read_first_and_equals_take_turns(open_engine:
     assert last["agent"] < min(first["one"], first["two"])
     assert max(last["one"], last["two"]) < first["batch"]
     assert first["two"] < last["one"] and first["one"] < last["two"]
+
+
+def test_a_prompt_that_was_not_read_for_long_gets_a_chunk(open_engine: Open) -> None:
+    engine = open_engine()
+    steps = Steps(engine)
+
+    def before(runs: Sequence[Run]) -> None:
+        for running in engine._scheduler._running:
+            if running.slot.conversation == "batch" and len(steps.seen) == 3:
+                running.waits_since -= 2.1 * PATIENCE
+
+    steps.before = before
+    requests = [
+        replace(ask("urgent " * 1500, conversation="agent"), priority="interactive"),
+        replace(ask("word " * 800, conversation="batch"), priority="batch"),
+    ]
+    for consumer in steps.together(*requests):
+        consumer.whole()
+    reads = [name for step in steps.seen for name, count in step if count > 1]
+    assert reads[:5] == ["agent", "agent", "agent", "batch", "agent"], "one chunk, then it waits as before"
+    assert len(reads) > 6
 
 
 def test_the_time_left_is_estimated_from_the_speed_so_far(open_engine: Open) -> None:
