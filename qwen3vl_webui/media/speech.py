@@ -12,18 +12,18 @@ import importlib.util
 import json
 import logging
 import os
-import queue
 import subprocess
 import sys
 import threading
 import time
-from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from qwen3vl_webui.errors import MediaError, UserError
 from qwen3vl_webui.media import beside
+from qwen3vl_webui.media.background import Background, Cancelled, State, Task
 from qwen3vl_webui.media.children import python_path
 from qwen3vl_webui.media.sound import read_sound
 from qwen3vl_webui.media.subtitles import MOST_CUES, Track, checked_cues, plain
@@ -35,17 +35,9 @@ VERSION = 1  # of what is kept beside the file
 KEPT = 16  # transcripts in memory
 CHECK_SECONDS = 60.0
 MEGABYTES = {"tiny": 80, "base": 150, "small": 490, "medium": 1530, "turbo": 1620, "large": 3090}  # of a download
-PACE = {
-    "tiny": 0.1,
-    "base": 0.15,
-    "small": 0.4,
-    "medium": 1.2,
-    "turbo": 0.8,
-    "large": 2.5,
-}  # of the film's length, guessed
+PACE = {"tiny": 0.1, "base": 0.15, "small": 0.4, "medium": 1.2, "turbo": 0.8, "large": 2.5}  # of the length, guessed
+BROKEN = "What is said in this video could not be written down; the log of the server says why."
 GONE = "The recogniser of speech stopped; please try again."
-
-State = Literal["none", "making", "ready", "failed"]
 
 
 @dataclass(frozen=True)
@@ -72,11 +64,7 @@ class Offer:
     seconds: float
 
 
-_lock = threading.Lock()
-_hearings: OrderedDict[str, Hearing] = OrderedDict()  # by digest
-_waiting: queue.SimpleQueue[tuple[Clip, str] | None] = queue.SimpleQueue()
-_worker: threading.Thread | None = None
-_process: tuple[str, subprocess.Popen[bytes]] | None = None  # digest, recogniser
+hearings = Background("speech", KEPT, lambda sentence: Hearing("failed", sentence=sentence), BROKEN)
 
 
 def why(kind: str, model: str) -> str:
@@ -92,7 +80,7 @@ def why(kind: str, model: str) -> str:
             return (
                 f"The speech model {model} could not be downloaded: check the network, or name a folder that holds one."
             )
-    return "What is said in this video could not be written down; the log of the server says why."
+    return BROKEN
 
 
 def installed() -> bool:
@@ -113,30 +101,20 @@ def offer(clip: Clip, model: str) -> Offer:
 
 def begin(clip: Clip, model: str) -> None:
     """Begins to write down what is said, unless that is done, or being done, with this model."""
-    global _worker
     if not installed():
         raise MediaError("Speech is not recognised here: install it with pip install faster-whisper.")
-    with _lock:
-        known = _hearings.get(clip.digest)
-        if known is not None and known.state == "making":
-            return
-    if (kept := load(clip)) is not None and kept[0] == model:
-        _set(clip.digest, Hearing("ready", done=1.0, track=kept[1]))
-        return
-    _set(clip.digest, Hearing("making", "waiting"))
-    with _lock:
-        _waiting.put((clip, model))
-        if _worker is None:
-            _worker = threading.Thread(target=_work, name="speech", daemon=True)
-            _worker.start()
+    kept = load(clip)
+    if kept is not None and kept[0] == model:
+        hearings.settle(clip.digest, Hearing("ready", done=1.0, track=kept[1]))
+    else:
+        hearings.begin(clip.digest, Hearing("making", "waiting"), partial(_hear, clip, model))
 
 
 def hearing(clip: Clip) -> Hearing:
-    with _lock:
-        known = _hearings.get(clip.digest)
+    known = hearings.known(clip.digest)
     if known is None and (kept := load(clip)) is not None:
         known = Hearing("ready", done=1.0, track=kept[1])
-        _set(clip.digest, known)
+        hearings.settle(clip.digest, known)
     return known or Hearing("none")
 
 
@@ -147,75 +125,29 @@ def heard(clip: Clip) -> Track | None:
 
 def cancel(clip: Clip) -> None:
     """Ends the writing down of this video; what was written before stays."""
-    with _lock:
-        known = _hearings.get(clip.digest)
-        if known is not None and known.state == "making":
-            del _hearings[clip.digest]
-        if _process is not None and _process[0] == clip.digest:
-            _process[1].kill()
+    hearings.cancel(clip.digest)
 
 
-def close() -> None:
-    with _lock:
-        for digest in [digest for digest, known in _hearings.items() if known.state == "making"]:
-            del _hearings[digest]
-        if _process is not None:
-            _process[1].kill()
+def _hear(clip: Clip, model: str, task: Task[Hearing]) -> Hearing:
+    """Raises MediaError."""
+    track = _listen(clip, model, task)
+    keep(clip, model, track)
+    return Hearing("ready", done=1.0, track=track)
 
 
-def _set(digest: str, now: Hearing) -> None:
-    with _lock:
-        _hearings[digest] = now
-        _hearings.move_to_end(digest)
-        settled = [key for key, known in _hearings.items() if known.state != "making"]
-        for key in settled[: max(0, len(settled) - KEPT)]:
-            del _hearings[key]
-
-
-def _wanted(digest: str) -> bool:
-    with _lock:
-        return digest in _hearings and _hearings[digest].state == "making"
-
-
-def _work() -> None:
-    while (task := _waiting.get()) is not None:
-        clip, model = task
-        if not _wanted(clip.digest):
-            continue
-        try:
-            track = _hear(clip, model)
-        except UserError as error:
-            failed = Hearing("failed", sentence=error.sentence)
-        except Exception:  # the next video must still be heard
-            log.exception("the recognition of speech failed")
-            failed = Hearing("failed", sentence=why("broken", model))
-        else:
-            if track is not None:
-                keep(clip, model, track)
-                _set(clip.digest, Hearing("ready", done=1.0, track=track))
-            continue
-        if _wanted(clip.digest):
-            _set(clip.digest, failed)
-
-
-def _hear(clip: Clip, model: str) -> Track | None:
-    """None where it was cancelled. Raises MediaError."""
-    global _process
+def _listen(clip: Clip, model: str, task: Task[Hearing]) -> Track:
     cues, language, began = list[Cue](), "", time.monotonic()
     threads = max(1, (os.cpu_count() or 2) // 2)
+    now = Hearing("making", "opening")
     with _recogniser({"model": model, "threads": threads}) as process:
+        task.stop = process.kill
         feeder = Feeder(process, clip)
         try:
-            with _lock:
-                _process = (clip.digest, process)
             feeder.start()
             assert process.stdout is not None
             for line in process.stdout:
-                if not _wanted(clip.digest):
-                    return None
                 if not clip.path.exists():  # its conversation was deleted meanwhile
-                    cancel(clip)
-                    return None
+                    raise Cancelled
                 told = json.loads(line)
                 if "failed" in told:
                     log.warning("speech: %s: %s", told["failed"], told.get("detail", ""))
@@ -227,29 +159,18 @@ def _hear(clip: Clip, model: str) -> Track | None:
                     language = str(told["language"])[:8]
                 elif "stage" in told:
                     began = time.monotonic()
-                    _tell(clip, Hearing("making", told["stage"]))
+                    now = Hearing("making", told["stage"])
                 elif "at" in told:
                     done = min(1.0, float(told["at"]) / max(clip.end, 1e-6))
                     left = (time.monotonic() - began) * (1 - done) / done if done > 0 else None
-                    _tell(clip, Hearing("making", "listening", done, left))
+                    now = Hearing("making", "listening", done, left)
                 elif "end" in told:
                     return Track(tuple(cues), language)
+                hearings.tell(task, now)
         finally:
-            with _lock:
-                _process = None
             process.kill()
             feeder.join()
-    if not _wanted(clip.digest):
-        return None
-    if feeder.error is not None:
-        raise feeder.error
-    raise MediaError(GONE)
-
-
-def _tell(clip: Clip, now: Hearing) -> None:
-    with _lock:
-        if clip.digest in _hearings and _hearings[clip.digest].state == "making":
-            _hearings[clip.digest] = replace(now)
+    raise feeder.error or MediaError(GONE)
 
 
 def _cue(told: Any, end: float) -> tuple[Cue, ...]:

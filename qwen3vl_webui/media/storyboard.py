@@ -5,21 +5,21 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import queue
 import threading
-from collections import OrderedDict
 from collections.abc import Generator, Iterator
 from contextlib import closing, suppress
 from dataclasses import astuple, dataclass, replace
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from qwen3vl_webui.errors import MediaError, UserError
 from qwen3vl_webui.media import beside, sandbox, video
 from qwen3vl_webui.media import container as opening
+from qwen3vl_webui.media.background import Background, State, Task
 from qwen3vl_webui.media.changes import (
     COLUMNS,
     LONGEST_GAP,
@@ -34,8 +34,6 @@ from qwen3vl_webui.media.segments import Assembly, Change, Segment, Storyboard
 from qwen3vl_webui.media.values import Clip
 from qwen3vl_webui.media.watching import watch_all, watch_keyframes
 
-log = logging.getLogger(__name__)
-
 RULES = 1  # a storyboard written by other rules is read anew
 KEPT = 32  # storyboards in memory; two hours of slides are 700 segments
 FROM = 180.0  # seconds of a clip from which its moments are chosen by what changes
@@ -44,8 +42,6 @@ WORTH_HALVING = 1500.0  # seconds of film from which two workers help
 WORTH_SHOWING = 64  # messages after which the segments so far are given out
 FULL_HD = 1920 * 1080
 FRAME_COST, BYTE_COST = 1.6e-3, 1.1e-7  # CPU seconds to decode a picture of 1080p, and a byte of it
-
-State = Literal["none", "making", "ready", "failed"]
 
 
 @dataclass(frozen=True)
@@ -195,12 +191,7 @@ class Ahead:
 
 # Kept for the house.
 
-_readings: OrderedDict[str, Reading] = OrderedDict()
-_lock = threading.Lock()
-_finished = threading.Condition(_lock)
-_waiting: queue.SimpleQueue[Clip] = queue.SimpleQueue()
-_cancelled: set[str] = set()
-_worker: threading.Thread | None = None
+readings = Background("storyboard", KEPT, lambda sentence: Reading("failed", sentence=sentence))
 
 
 def pays(clip: Clip) -> bool:
@@ -209,19 +200,10 @@ def pays(clip: Clip) -> bool:
 
 
 def begin(clip: Clip) -> None:
-    """Has the storyboard of the whole file read in the background, one file at a time, unless it is there already."""
-    global _worker
-    if find(clip) is not None:
-        return
-    with _lock:
-        if clip.digest in _readings:
-            return
-        _cancelled.discard(clip.digest)
-        _readings[clip.digest] = Reading("making")
-        _waiting.put(clip)
-        if _worker is None:
-            _worker = threading.Thread(target=_work, name="storyboard", daemon=True)
-            _worker.start()
+    """Has the storyboard of the whole file read in the background, one file at a time, unless it is there already or
+    cannot be read."""
+    if find(clip) is None and reading(clip).state == "none":
+        readings.begin(clip.digest, Reading("making"), partial(_read, clip))
 
 
 def find(clip: Clip) -> Storyboard | None:
@@ -231,67 +213,30 @@ def find(clip: Clip) -> Storyboard | None:
         return reading_now.storyboard
     if reading_now.state != "none" or (kept := load(clip)) is None:
         return None
-    _set(clip.digest, Reading("ready", 1.0, kept))
+    readings.settle(clip.digest, Reading("ready", 1.0, kept))
     return kept
 
 
 def reading(clip: Clip) -> Reading:
     """How far the background is with this file; `none` where nobody asked."""
-    with _lock:
-        if clip.digest in _readings:
-            _readings.move_to_end(clip.digest)
-        return _readings.get(clip.digest, Reading("none"))
+    return readings.known(clip.digest) or Reading("none")
 
 
 def wait(clip: Clip, seconds: float) -> Storyboard | None:
     """The storyboard as soon as it is there, at most `seconds` later; None when it is not."""
     begin(clip)
-    with _finished:
-        _finished.wait_for(lambda: _readings.get(clip.digest, Reading("failed")).state != "making", seconds)
+    readings.wait(clip.digest, seconds)
     return find(clip)
 
 
-def cancel(clip: Clip) -> None:
-    """Ends the reading of this file, and forgets it."""
-    with _finished:
-        _cancelled.add(clip.digest)
-        if _readings.get(clip.digest, Reading("none")).state == "making":
-            del _readings[clip.digest]
-        _finished.notify_all()
-
-
-def _set(digest: str, now: Reading) -> None:
-    with _finished:
-        _readings[digest] = now
-        _readings.move_to_end(digest)
-        settled = [key for key, kept in _readings.items() if kept.state != "making"]
-        for key in settled[: max(0, len(settled) - KEPT)]:
-            del _readings[key]
-        _finished.notify_all()
-
-
-def _work() -> None:
-    while True:
-        clip = _waiting.get()
-        try:
-            _read(clip)
-        except UserError as error:
-            _set(clip.digest, Reading("failed", sentence=error.sentence))
-        except Exception:  # the next video must still get its storyboard
-            log.exception("a storyboard failed")
-            _set(clip.digest, Reading("failed"))
-
-
-def _read(clip: Clip) -> None:
+def _read(clip: Clip, task: Task[Reading]) -> Reading:
     whole: Storyboard | None = None
     with closing(read_storyboard(clip)) as growing:
         for whole in growing:
-            if clip.digest in _cancelled:
-                return
-            _set(clip.digest, Reading("making", whole.seen / video.scan_of(clip).end, whole))
+            readings.tell(task, Reading("making", whole.seen / video.scan_of(clip).end, whole))
     assert whole is not None
     keep(clip, whole)
-    _set(clip.digest, Reading("ready", 1.0, whole))
+    return Reading("ready", 1.0, whole)
 
 
 def keep(clip: Clip, whole: Storyboard) -> None:

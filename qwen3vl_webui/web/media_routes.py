@@ -84,7 +84,7 @@ def media_routes(services: Services) -> APIRouter:
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
         yield
-        speech.close()
+        await to_thread.run_sync(speech.hearings.close)
         await to_thread.run_sync(copies.close)
 
     router = APIRouter(route_class=RefusingRoute, lifespan=lifespan)

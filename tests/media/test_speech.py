@@ -6,8 +6,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +37,7 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recognising(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.syspath_prepend(stand_in(tmp_path / "libraries"))
     yield
-    speech.close()
-    wait_until(lambda: speech._process is None)
-    speech._hearings.clear()
+    speech.hearings.close()
 
 
 def kept(film: Path, folder: Path) -> Clip:
@@ -80,7 +80,7 @@ def test_what_is_said_is_written_down_once_and_kept(recognising: None, film: Pat
         clip.digest,
         f"{clip.digest}.speech.json",
     ]
-    speech._hearings.clear()  # a new start of the server
+    speech.hearings.close()  # a new start of the server
     assert lines(speech.hearing(clip)) == lines(told)
     speech.begin(clip, "small")
     assert speech.hearing(clip).state == "ready"
@@ -130,7 +130,18 @@ def test_sound_that_cannot_be_read_is_one_sentence(recognising: None, tmp_path: 
     assert "no sound" in done(clip).sentence
 
 
-def test_it_tells_how_far_it_is_and_is_cancelled(recognising: None, tmp_path: Path) -> None:
+def test_it_tells_how_far_it_is_and_is_cancelled(
+    recognising: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processes, start = list[subprocess.Popen[bytes]](), speech._recogniser
+
+    @contextmanager
+    def watched(wanted: dict[str, Any]) -> Iterator[subprocess.Popen[bytes]]:
+        with start(wanted) as process:
+            processes.append(process)
+            yield process
+
+    monkeypatch.setattr(speech, "_recogniser", watched)
     long = spoken_clip(tmp_path / "long.mp4", tones(40, dict.fromkeys(range(40), 0.5)))
     clip, other = (
         kept(long, tmp_path / "media"),
@@ -142,8 +153,8 @@ def test_it_tells_how_far_it_is_and_is_cancelled(recognising: None, tmp_path: Pa
     wait_until(lambda: speech.hearing(clip).done > 0, 60)
     now = speech.hearing(clip)
     assert now.stage == "listening" and 0 < now.done < 1 and now.left is not None and now.left > 0
-    assert speech._process is not None
-    process = speech._process[1]
+    (process,) = processes
+    assert process.poll() is None
     speech.cancel(clip)
     wait_until(lambda: process.poll() is not None)
     assert speech.hearing(clip).state == "none" and not list(clip.path.parent.glob("*.json"))
@@ -155,7 +166,7 @@ def test_a_video_that_is_deleted_is_not_listened_to_any_more(recognising: None, 
     speech.begin(clip, "slow")
     wait_until(lambda: speech.hearing(clip).done > 0, 60)
     clip.path.unlink()
-    wait_until(lambda: speech._process is None, 60)
+    wait_until(lambda: speech.hearing(clip).state != "making", 60)
     assert speech.hearing(clip).state == "none" and list(clip.path.parent.iterdir()) == []
 
 
@@ -231,6 +242,5 @@ def test_the_real_library_hears_voices_where_they_are(tmp_path: Path, monkeypatc
         began = time.monotonic()
         assert "could not be downloaded" in done(clip).sentence and time.monotonic() - began < 50
     finally:
-        speech.close()
-        speech._hearings.clear()
+        speech.hearings.close()
     assert os.environ["HF_HUB_OFFLINE"] == "1"

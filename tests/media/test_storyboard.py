@@ -218,7 +218,7 @@ def test_it_is_read_once_in_the_background_and_kept_beside_the_file(lecture, tmp
     board = storyboard.wait(clip, 30)
     assert board is not None and storyboard.reading(clip).state == "ready"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a" * 64, f"{'a' * 64}.storyboard.json"]
-    storyboard._readings.clear()
+    storyboard.readings.close()
     monkeypatch.setattr(storyboard, "read_storyboard", None)
     assert storyboard.wait(clip, 0) == board
 
@@ -226,7 +226,7 @@ def test_it_is_read_once_in_the_background_and_kept_beside_the_file(lecture, tmp
 @pytest.mark.parametrize("content", ["", "[]", '{"rules": 0}', '{"rules": 1, "segments": [[1]], "seen": 1, "film": 0}'])
 def test_a_kept_one_that_cannot_be_read_is_made_again(lecture, tmp_path, content):
     clip = stored(lecture("dense.mp4")[1], tmp_path, "b" * 64)
-    storyboard._readings.clear()
+    storyboard.readings.close()
     (tmp_path / f"{'b' * 64}.storyboard.json").write_text(content)
     assert storyboard.find(clip) is None
     assert storyboard.wait(clip, 30) is not None
@@ -235,7 +235,7 @@ def test_a_kept_one_that_cannot_be_read_is_made_again(lecture, tmp_path, content
 
 def test_a_file_of_somebody_else_gets_nothing_beside_it(lecture, folder):
     _, clip = lecture("screen.mp4")
-    storyboard._readings.clear()
+    storyboard.readings.close()
     assert storyboard.wait(clip, 30) is not None
     assert not list(folder.glob("*.json"))
 
@@ -251,7 +251,7 @@ def test_what_cannot_be_read_is_one_sentence_and_the_next_is_read(lecture, folde
 
 def test_it_can_be_cancelled(lecture, monkeypatch):
     _, clip = lecture("camera.mp4")
-    storyboard._readings.clear()
+    storyboard.readings.close()
     first, closed = storyboard.read_storyboard(clip), []
 
     def slow(_: Clip):
@@ -268,7 +268,7 @@ def test_it_can_be_cancelled(lecture, monkeypatch):
     storyboard.begin(clip)
     while storyboard.reading(clip).storyboard is None:
         time.sleep(0.01)
-    storyboard.cancel(clip)
+    storyboard.readings.cancel(clip.digest)
     deadline = time.monotonic() + 20
     while not closed and time.monotonic() < deadline:
         time.sleep(0.01)
