@@ -40,21 +40,18 @@ def nearest(numbers):
 
 
 @triton.jit
+def line_of(rows, one, head, KV_HEADS: tl.constexpr):
+    """Which of the slab's contexts is that of a conversation's KV head."""
+    return tl.load(rows + one).to(tl.int64) * KV_HEADS + head
+
+
+@triton.jit
 def stored_full(
-    key,
-    value,
-    keys,
-    values,
-    rows,
-    starts,
-    capacity,
-    key_stride,
-    value_stride,
-    KV_HEADS: tl.constexpr,
-    SIZE: tl.constexpr,
-):
+    key, value, keys, values, rows, starts, capacity, key_stride, value_stride,
+    KV_HEADS: tl.constexpr, SIZE: tl.constexpr,
+):  # fmt: skip
     one, head, channel = tl.program_id(0), tl.program_id(1), tl.arange(0, SIZE)
-    entry = (tl.load(rows + one).to(tl.int64) * KV_HEADS + head) * capacity + tl.load(starts + one)
+    entry = line_of(rows, one, head, KV_HEADS) * capacity + tl.load(starts + one)
     tl.store(keys + entry * SIZE + channel, tl.load(key + one * key_stride + head * SIZE + channel))
     tl.store(values + entry * SIZE + channel, tl.load(value + one * value_stride + head * SIZE + channel))
 
@@ -65,7 +62,7 @@ def stored_int8(
     KV_HEADS: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     one, head, channel = tl.program_id(0), tl.program_id(1), tl.arange(0, SIZE)
-    entry = (tl.load(rows + one).to(tl.int64) * KV_HEADS + head) * capacity + tl.load(starts + one)
+    entry = line_of(rows, one, head, KV_HEADS) * capacity + tl.load(starts + one)
     for which in tl.static_range(2):
         row = tl.load((key + one * key_stride if which == 0 else value + one * value_stride) + head * SIZE + channel)
         row = row.to(tl.float32)
@@ -104,7 +101,7 @@ def stored_int4(
     HALF: tl.constexpr = SIZE // 2
     lower = tl.arange(0, HALF)
     upper = HALF + lower
-    line = tl.load(rows + one).to(tl.int64) * KV_HEADS + head
+    line = line_of(rows, one, head, KV_HEADS)
     start = tl.load(starts + one)
     inside = start % GROUP
     ring = (line * 2 + tl.load(halves + one)) * GROUP * SIZE
@@ -163,6 +160,14 @@ def weighed(scores, most, total):
 
 
 @triton.jit
+def total_of(log_sums, most, total, mine):
+    """What the sums of a split are divided by, 0 never; the logarithm of its weights together is stored."""
+    total = tl.maximum(total, 1e-38)
+    tl.store(log_sums, most + tl.log2(total), mask=mine)
+    return total
+
+
+@triton.jit
 def read_full(
     query, keys, values, rows, starts, answers, log_sums, capacity, query_stride, scale,
     KV_HEADS: tl.constexpr, GROUPS: tl.constexpr, PADDED: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr,
@@ -173,9 +178,9 @@ def read_full(
     mine = (member < GROUPS)[:, None]
     heads = head * GROUPS + member
     asked = tl.load(query + one * query_stride + heads[:, None] * SIZE + channel[None, :], mask=mine, other=0.0)
-    base = (tl.load(rows + one).to(tl.int64) * KV_HEADS + head) * capacity * SIZE
-    keys += base
-    values += base
+    line = line_of(rows, one, head, KV_HEADS)
+    keys += line * capacity * SIZE
+    values += line * capacity * SIZE
     most = tl.full((PADDED,), float("-inf"), tl.float32)
     total = tl.zeros((PADDED,), tl.float32)
     answer = tl.zeros((PADDED, SIZE), tl.float32)
@@ -189,9 +194,8 @@ def read_full(
         value = tl.load(values + token[:, None] * SIZE + channel[None, :], mask=there[:, None], other=0.0)
         answer = answer * shrunk[:, None] + tl.dot(weights.to(value.dtype), value, input_precision="ieee")
     place = (one * KV_HEADS * GROUPS + heads) * SPLITS + split
-    total = tl.maximum(total, 1e-38)
+    total = total_of(log_sums + place, most, total, member < GROUPS)
     tl.store(answers + place[:, None] * SIZE + channel[None, :], answer / total[:, None], mask=mine)
-    tl.store(log_sums + place, most + tl.log2(total), mask=member < GROUPS)
 
 
 @triton.jit
@@ -205,11 +209,11 @@ def read_int8(
     mine = (member < GROUPS)[:, None]
     heads = head * GROUPS + member
     asked = tl.load(query + one * query_stride + heads[:, None] * SIZE + channel[None, :], mask=mine, other=0.0)
-    base = (tl.load(rows + one).to(tl.int64) * KV_HEADS + head) * capacity
-    keys += base * SIZE
-    values += base * SIZE
-    key_scales += base
-    value_scales += base
+    line = line_of(rows, one, head, KV_HEADS)
+    keys += line * capacity * SIZE
+    values += line * capacity * SIZE
+    key_scales += line * capacity
+    value_scales += line * capacity
     most = tl.full((PADDED,), float("-inf"), tl.float32)
     total = tl.zeros((PADDED,), tl.float32)
     answer = tl.zeros((PADDED, SIZE), tl.float32)
@@ -227,9 +231,8 @@ def read_int8(
         weights = (weights * scales[None, :]).to(asked.dtype)
         answer = answer * shrunk[:, None] + tl.dot(weights, codes.to(asked.dtype), input_precision="ieee")
     place = (one * KV_HEADS * GROUPS + heads) * SPLITS + split
-    total = tl.maximum(total, 1e-38)
+    total = total_of(log_sums + place, most, total, member < GROUPS)
     tl.store(answers + place[:, None] * SIZE + channel[None, :], answer / total[:, None], mask=mine)
-    tl.store(log_sums + place, most + tl.log2(total), mask=member < GROUPS)
 
 
 @triton.jit
@@ -247,7 +250,7 @@ def read_int4(
     query += one * query_stride
     asked_lower = tl.load(query + heads[:, None] * SIZE + lower[None, :], mask=mine, other=0.0)
     asked_upper = tl.load(query + heads[:, None] * SIZE + HALF + lower[None, :], mask=mine, other=0.0)
-    line = tl.load(rows + one).to(tl.int64) * KV_HEADS + head
+    line = line_of(rows, one, head, KV_HEADS)
     keys += line * capacity * HALF
     values += line * capacity * HALF
     key_scales += line * groups * 2 * SIZE
@@ -299,11 +302,10 @@ def read_int4(
         product = tl.dot(weights, tl.load(tail + HALF, mask=there[:, None], other=0.0), input_precision="ieee")
         answer_upper = answer_upper * shrunk[:, None] + product
     place = (one * KV_HEADS * GROUPS + heads) * SPLITS + split
-    total = tl.maximum(total, 1e-38)
+    total = total_of(log_sums + place, most, total, member < GROUPS)
     answers += place[:, None] * SIZE + lower[None, :]
     tl.store(answers, answer_lower / total[:, None], mask=mine)
     tl.store(answers + HALF, answer_upper / total[:, None], mask=mine)
-    tl.store(log_sums + place, most + tl.log2(total), mask=member < GROUPS)
 
 
 @triton.jit
