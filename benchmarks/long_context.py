@@ -41,6 +41,7 @@ from qwen3vl_webui.model.loading import LoadedModel
 from qwen3vl_webui.model.planner import FORMATS, KNOWN, KVFormat, Shape, kv_bytes_per_token, plan, weight_parts
 from qwen3vl_webui.model.rope import native
 from qwen3vl_webui.settings import Decode
+from tests.shapes import text_config, vision_config
 from tests.tiny import SPECIAL_TOKENS, train_tokenizer
 
 THIN = replace(KNOWN["4b"], layers=4, hidden=256, intermediate=512, heads=8, kv_heads=2, vision_depth=3)
@@ -58,38 +59,9 @@ def random_model(shape: Shape, device: torch.device, folder: Path) -> LoadedMode
 
     tokenizer = train_tokenizer()
     ids = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL_TOKENS}
-    text: dict[str, Any] = {
-        "vocab_size": shape.vocabulary,
-        "hidden_size": shape.hidden,
-        "intermediate_size": shape.intermediate,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_heads,
-        "head_dim": shape.head_dim,
-        "max_position_embeddings": shape.positions,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 5_000_000.0,
-            "mrope_section": [24, 20, 20],
-            "mrope_interleaved": True,
-        },
-        "tie_word_embeddings": shape.tied,
-    }
-    if shape.experts:
-        text |= {"num_experts": shape.experts, "num_experts_per_tok": 8}
-        text |= {"moe_intermediate_size": shape.expert_intermediate}
-    vision = {
-        "depth": shape.vision_depth,
-        "hidden_size": shape.vision_hidden,
-        "intermediate_size": shape.vision_intermediate,
-        "num_heads": 16,
-        "out_hidden_size": shape.hidden,
-        "num_position_embeddings": shape.vision_positions,
-        "deepstack_visual_indexes": list(range(shape.taps)),
-    }
     config = (Qwen3VLMoeConfig if shape.experts else Qwen3VLConfig)(
-        text_config=text,
-        vision_config=vision,
+        text_config=text_config(shape),
+        vision_config=vision_config(shape),
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
         tie_word_embeddings=shape.tied,

@@ -23,6 +23,7 @@ from qwen3vl_webui.model import attention, formats, forward, tower
 from qwen3vl_webui.model.cache import KVCache
 from qwen3vl_webui.model.forward import Run, TextModel
 from qwen3vl_webui.model.planner import CHUNK, CUDA_BLOCK, KNOWN, VISION_ROWS, KVFormat, Shape, working_parts
+from tests.shapes import text_config, vision_config
 
 torch.set_num_threads(1)
 
@@ -56,22 +57,7 @@ class Held(TorchDispatchMode):
 def text_of(shape: Shape, layers: int) -> TextModel:
     """Without memory; as on CUDA its joined weights are there before it runs."""
     config = Qwen3VLConfig(
-        text_config={
-            "vocab_size": 1000,
-            "hidden_size": shape.hidden,
-            "intermediate_size": shape.intermediate,
-            "num_hidden_layers": layers,
-            "num_attention_heads": shape.heads,
-            "num_key_value_heads": shape.kv_heads,
-            "head_dim": shape.head_dim,
-            "max_position_embeddings": shape.positions,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 5e6,
-                "mrope_section": [24, 20, 20],
-                "mrope_interleaved": True,
-            },
-        },
+        text_config={**text_config(shape), "vocab_size": 1000, "num_hidden_layers": layers},
         vision_config={"depth": 1, "hidden_size": 64, "num_heads": 4, "deepstack_visual_indexes": [0]},
     )
     with META:
@@ -116,15 +102,7 @@ def test_a_group_of_pictures_holds_what_was_planned(monkeypatch: pytest.MonkeyPa
     """On a CPU, a few layers and one picture: what is held grows with its patches."""
     shape, rows = KNOWN[size], 1024
     monkeypatch.setattr(tower, "TURNED", tower.TURNED * rows // VISION_ROWS)
-    config = Qwen3VLVisionConfig(
-        depth=4,
-        hidden_size=shape.vision_hidden,
-        intermediate_size=shape.vision_intermediate,
-        num_heads=16,
-        out_hidden_size=shape.hidden,
-        num_position_embeddings=shape.vision_positions,
-        deepstack_visual_indexes=[0, 1, 2],
-    )
+    config = Qwen3VLVisionConfig(**{**vision_config(shape), "depth": 4, "deepstack_visual_indexes": [0, 1, 2]})
     config._attn_implementation = "sdpa"
     vision = Qwen3VLVisionModel(config).to(torch.bfloat16).requires_grad_(False).eval()
     tower.fit(vision)
