@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from qwen3vl_webui.engine.contract import (
 from qwen3vl_webui.engine.local import LocalEngine
 from qwen3vl_webui.media.values import Clip, Frame, FramePlan, Image, Part
 from qwen3vl_webui.model.loading import LoadedModel, load
+from qwen3vl_webui.settings import Decode, KVCacheKind
 from tests.tiny import tiny_checkpoint
 
 GREEDY = SamplingParams(temperature=0, presence_penalty=0, max_tokens=24)
@@ -92,13 +94,15 @@ def loaded() -> Load:
 
 @pytest.fixture
 def open_engine(loaded: Load) -> Iterator[Open]:
-    """Opens engines that are closed with the test: `open_engine(endless=True, read_pixels=..., tied=False)`."""
+    """Opens engines that are closed with the test: `open_engine(endless=True, kv_cache="int8", tied=False)`."""
     opened: list[LocalEngine] = []
 
     def of(
         *,
         context_length: int | None = None,
         endless: bool = False,
+        kv_cache: KVCacheKind = "auto",
+        decode: Decode | Literal["kernels"] = "auto",
         read_pixels: Callable[[Image], np.ndarray] = read_pixels,
         read_frames: Callable[[FramePlan], Iterator[Frame]] = read_frames,
         **variant: object,
@@ -106,7 +110,16 @@ def open_engine(loaded: Load) -> Iterator[Open]:
         model = loaded(**variant)
         if endless:
             model = replace(model, eos_ids=frozenset())
-        opened.append(LocalEngine(model, context_length, read_pixels=read_pixels, read_frames=read_frames))
+        opened.append(
+            LocalEngine(
+                model,
+                context_length,
+                kv_cache=kv_cache,
+                decode=decode,
+                read_pixels=read_pixels,
+                read_frames=read_frames,
+            )
+        )
         return opened[-1]
 
     yield of

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ from qwen3vl_webui.engine.contract import GenerationRequest, SamplingParams
 from qwen3vl_webui.engine.local import LocalEngine
 from qwen3vl_webui.model.inputs import encode
 from qwen3vl_webui.model.planner import FORMATS, KVFormat
-from tests.engine.conftest import GREEDY, Load, ask, follow_up, picture, read_frames, read_pixels, video
+from tests.engine.conftest import GREEDY, Load, Open, ask, follow_up, picture, video
 from tests.engine.test_local import run, run_ids, stock_ids, stock_model
 
 if sys.platform != "linux":
@@ -27,17 +27,8 @@ OpenWith = Callable[..., LocalEngine]
 
 
 @pytest.fixture
-def opened(loaded: Load) -> Iterator[OpenWith]:
-    engines: list[LocalEngine] = []
-
-    def of(kv: KVFormat, decode: str, **variant: bool) -> LocalEngine:
-        given = {"kv_cache": kv, "decode": decode, "read_pixels": read_pixels, "read_frames": read_frames}
-        engines.append(LocalEngine(loaded(**variant), **given))  # type: ignore[arg-type]
-        return engines[-1]
-
-    yield of
-    for engine in engines:
-        engine.close()
+def opened(open_engine: Open) -> OpenWith:
+    return lambda kv, decode, **variant: open_engine(kv_cache=kv, decode=decode, **variant)
 
 
 def requests() -> list[GenerationRequest]:

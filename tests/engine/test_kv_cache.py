@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from qwen3vl_webui.media.upload import open_upload
 from qwen3vl_webui.model.loading import LoadedModel, load
 from qwen3vl_webui.model.planner import CONTEXT, GIB, KNOWN, KVFormat, kv_bytes, working_bytes
 from qwen3vl_webui.prompt import Attached, Draft, lay_out
-from tests.engine.conftest import Load, ask, follow_up, picture, read_frames, read_pixels, video
+from tests.engine.conftest import Load, Open, ask, follow_up, picture, video
 from tests.engine.test_local import run, run_ids
 
 SAMPLES = Path(__file__).resolve().parents[2] / "assets" / "samples"
@@ -27,16 +27,8 @@ OpenWith = Callable[[KVFormat], LocalEngine]
 
 
 @pytest.fixture
-def opened(loaded: Load) -> Iterator[OpenWith]:
-    engines: list[LocalEngine] = []
-
-    def of(kv: KVFormat) -> LocalEngine:
-        engines.append(LocalEngine(loaded(), kv_cache=kv, read_pixels=read_pixels, read_frames=read_frames))
-        return engines[-1]
-
-    yield of
-    for engine in engines:
-        engine.close()
+def opened(open_engine: Open) -> OpenWith:
+    return lambda kv: open_engine(kv_cache=kv)
 
 
 def requests() -> list[GenerationRequest]:
