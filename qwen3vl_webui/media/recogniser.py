@@ -20,11 +20,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from qwen3vl_webui.media import confinement
+from qwen3vl_webui.media.values import SOUND_RATE
 
-RATE = 16_000
-WINDOW = 300 * RATE  # samples recognised at once, so that hours of sound need no more memory than minutes
-SEAM = 20 * RATE  # samples before the end of a window in which it is parted, where it is quietest
-HUSH = RATE // 5
+WINDOW = 300 * SOUND_RATE  # samples recognised at once, so that hours of sound need no more memory than minutes
+SEAM = 20 * SOUND_RATE  # samples before the end of a window in which it is parted, where it is quietest
+HUSH = SOUND_RATE // 5
 SURE = 0.5  # probability from which the language of a window is that of the rest
 
 Say = Callable[[dict[str, Any]], None]
@@ -138,7 +138,7 @@ def quietest(window: np.ndarray) -> int:
 def listen(model: Any, parts: Iterator[np.ndarray], say: Say) -> None:
     done, language = 0, None
     for part in parts:
-        offset = done / RATE
+        offset = done / SOUND_RATE
         if np.abs(part.astype(np.int32)).max() > 0:  # a model hears words in silence
             segments, told = model.transcribe(
                 part.astype(np.float32) / 32768.0,
@@ -155,7 +155,7 @@ def listen(model: Any, parts: Iterator[np.ndarray], say: Say) -> None:
                 language = told.language
                 say({"language": language})
         done += len(part)
-        say({"at": done / RATE})
+        say({"at": done / SOUND_RATE})
 
 
 if __name__ == "__main__":

@@ -13,22 +13,22 @@ import numpy as np
 from qwen3vl_webui.errors import MediaError
 from qwen3vl_webui.media import container as opening
 from qwen3vl_webui.media import sandbox
-from qwen3vl_webui.media.values import Clip
+from qwen3vl_webui.media.values import SOUND_RATE, Clip
 from qwen3vl_webui.media.writing import first_sound
 
-RATE = 16_000  # samples a second, one channel
-BLOCK = 30 * RATE  # samples; the most that is held at once
+BLOCK = 30 * SOUND_RATE  # samples; the most that is held at once
 LARGEST_GAP = 0.1  # seconds between pieces of sound that are filled with silence
 NO_SOUND = "There is no sound in this video that can be read."
 
 
 def read_sound(clip: Clip) -> Generator[np.ndarray, None, None]:
-    """The sound of the whole film of `clip` from its second 0, without gaps: int16 at `RATE`, at most `BLOCK` at once.
+    """The sound of the whole film of `clip` from its second 0, without gaps: int16 at `SOUND_RATE`, at most `BLOCK` at
+    once.
 
     Closing the generator ends the reading. Raises MediaError where there is no sound that can be read.
     """
     limits = sandbox.Limits(cpu_seconds=round(120 + 0.1 * clip.end), wall_seconds=600.0 + clip.end)
-    left = round((clip.end + 60.0) * RATE)
+    left = round((clip.end + 60.0) * SOUND_RATE)
     with contextlib.closing(sandbox.stream(samples, clip.path, clip.end, limits=limits)) as blocks:
         for block in blocks:
             sandbox.check(isinstance(block, np.ndarray) and block.dtype == np.int16 and block.ndim == 1)
@@ -45,7 +45,7 @@ def samples(file: BinaryIO, end: float) -> Iterator[np.ndarray]:
         audio = first_sound(container)
         if audio is None:
             raise MediaError(NO_SOUND)
-        start, line = opening.start_of(container), Line(round(end * RATE))
+        start, line = opening.start_of(container), Line(round(end * SOUND_RATE))
         packets = container.demux(audio)
         while True:
             try:
@@ -70,15 +70,15 @@ class Line:
 
     @staticmethod
     def _new_resampler() -> Any:
-        return av.AudioResampler(format="s16", layout="mono", rate=RATE)
+        return av.AudioResampler(format="s16", layout="mono", rate=SOUND_RATE)
 
     def add(self, frame: Any, at: float | None) -> Iterator[np.ndarray]:
         """Lays a decoded frame that is heard from second `at` on, behind silence where the file leaves a gap."""
-        length = frame.samples / (frame.sample_rate or RATE)
+        length = frame.samples / (frame.sample_rate or SOUND_RATE)
         if at is not None and at + length <= 0:  # cut off by an edit list
             return
-        if at is not None and at * RATE - self.count > LARGEST_GAP * RATE:
-            yield from self._silence(round(at * RATE) - self.count)
+        if at is not None and at * SOUND_RATE - self.count > LARGEST_GAP * SOUND_RATE:
+            yield from self._silence(round(at * SOUND_RATE) - self.count)
         frame.pts = None
         try:
             heard = self.resampler.resample(frame)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 PATCH_SIDE = 32  # one visual token covers 32 x 32 px (patch 16, merged 2 x 2)
+SOUND_RATE = 16_000  # samples a second of sound that is listened to, one channel
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ import pytest
 
 from qwen3vl_webui.errors import MediaError
 from qwen3vl_webui.media import sandbox, sound
-from qwen3vl_webui.media.sound import BLOCK, RATE, read_sound
+from qwen3vl_webui.media.sound import BLOCK, read_sound
 from qwen3vl_webui.media.upload import open_upload
-from qwen3vl_webui.media.values import Clip
+from qwen3vl_webui.media.values import SOUND_RATE, Clip
 from tests.clips import colour_clip, copied, truncated
 from tests.whisper import spoken_clip, tones
 
@@ -23,7 +23,10 @@ def opened(path: Path) -> Clip:
 def loudness(blocks: list[np.ndarray]) -> list[float]:
     """The height of each second."""
     whole = np.concatenate(blocks) / 32768
-    return [round(float(np.abs(whole[at : at + RATE]).max()), 1) for at in range(0, len(whole) - RATE // 2, RATE)]
+    return [
+        round(float(np.abs(whole[at : at + SOUND_RATE]).max()), 1)
+        for at in range(0, len(whole) - SOUND_RATE // 2, SOUND_RATE)
+    ]
 
 
 @pytest.mark.parametrize(("name", "codec"), [("a.mp4", "aac"), ("a.mkv", "libopus"), ("a.mov", "pcm_s16le")])

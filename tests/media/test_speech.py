@@ -20,7 +20,7 @@ from qwen3vl_webui.errors import MediaError
 from qwen3vl_webui.media import recogniser, speech
 from qwen3vl_webui.media.speech import Hearing
 from qwen3vl_webui.media.upload import digest_of, open_upload
-from qwen3vl_webui.media.values import Clip, Cue
+from qwen3vl_webui.media.values import SOUND_RATE, Clip, Cue
 from tests.clips import colour_clip
 from tests.served import wait_until
 from tests.whisper import spoken_clip, stand_in, tiny_whisper, tones, vowels
@@ -198,7 +198,7 @@ def test_lines_are_plain_words_inside_the_film() -> None:
 
 def test_long_sound_is_parted_where_it_is_quiet() -> None:
     """Hours need no more memory than minutes, and no word is cut."""
-    rate, seconds = recogniser.RATE, 700
+    rate, seconds = SOUND_RATE, 700
     sound = np.full(seconds * rate, 5000, np.int16)
     for quiet in (291, 590):
         sound[quiet * rate : quiet * rate + rate // 2] = 3
@@ -217,7 +217,7 @@ def test_times_go_on_over_the_seams() -> None:
             told = type("Told", (), {"language": "zh" if language is None else language, "language_probability": 0.9})
             return [type("Segment", (), {"start": 1.0, "end": 2.0, "text": f" {language} "})], told
 
-    parts = [np.ones(10 * recogniser.RATE, np.int16), np.zeros(5 * recogniser.RATE, np.int16), np.ones(100, np.int16)]
+    parts = [np.ones(10 * SOUND_RATE, np.int16), np.zeros(5 * SOUND_RATE, np.int16), np.ones(100, np.int16)]
     recogniser.listen(Model(), iter(parts), said.append)
     assert [message["cue"] for message in said if "cue" in message] == [[1.0, 2.0, "None"], [16.0, 17.0, "zh"]]
     assert said[-1]["at"] == pytest.approx(15.0, abs=0.01)
