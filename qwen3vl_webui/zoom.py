@@ -3,7 +3,8 @@
 A long film is shown a moment every few seconds, so a time read off it is no finer than that. For questions that want
 a time, every occurrence, or exact words, the neighbourhood of each time the first answer names is read again, up to
 eight frames a second and at a higher size, for the same number of tokens. So is what that answer may have missed: where
-the question's words are said, and the moments whose pictures look like them.
+the question's words are said, where earlier answers of the chat tell of them (what slides say is known from those), and
+the moments whose pictures look like them.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from qwen3vl_webui.media.sampling import LABEL_TOKENS, plan_frames
 from qwen3vl_webui.media.segments import Storyboard
 from qwen3vl_webui.media.values import Clip, Cue, FramePlan, Part
 from qwen3vl_webui.media.video import read_times
-from qwen3vl_webui.relevance import choose_alike, choose_lines
+from qwen3vl_webui.relevance import ASKING, choose_alike, choose_lines, words_of
 from qwen3vl_webui.times import find_times
 
 NEAR_ENOUGH = 1.5  # seconds between moments below which a second look finds little new: short clips have one a second
@@ -52,13 +53,15 @@ _WANTS = re.compile(
 )
 
 
-Way = Literal["named", "said", "alike"]
+_PIECE = re.compile(r"[^\n;；。]+")  # of an answer: a line of a list, or a sentence; a full stop is also in 12.5
+
+Way = Literal["named", "said", "told", "alike"]
 
 
 @dataclass(frozen=True)
 class Look:
-    """A span in seconds, and how it was found: the first answer `named` it, the question's words are `said` there, or
-    its pictures look `alike`."""
+    """A span in seconds, and how it was found: the first answer `named` it, the question's words are `said` there,
+    an earlier answer `told` of them, or its pictures look `alike`."""
 
     start: float
     end: float
@@ -104,7 +107,8 @@ def look_closer(
                     yield event
     assert finish is not None
     first = "".join(piece.text for piece in pieces if not piece.thinking)
-    looks = find_looks(engine, question, first, plan, within(said, plan.clip.start, plan.clip.end))
+    told = earlier_words(request, plan)
+    looks = find_looks(engine, question, first, plan, within(said, plan.clip.start, plan.clip.end), told)
     second = second_request(engine, request, plan, looks, said) if looks else None
     if second is not None:
         yield Closer(looks)
@@ -156,6 +160,17 @@ def question_of(request: GenerationRequest) -> str:
     return "".join(texts)[-400:]
 
 
+def earlier_words(request: GenerationRequest, plan: FramePlan) -> list[str]:
+    """What earlier answers tell of this film with a time: lines of lists, sentences. Nothing where the chat has several
+    films, since a time does not say of which it is."""
+    plans = [part for message in request.messages for part in message.parts if isinstance(part, FramePlan)]
+    if {each.clip.digest for each in plans} != {plan.clip.digest}:
+        return []
+    answers = [part for message in request.messages if message.role == "assistant" for part in message.parts]
+    pieces = [piece for text in answers if isinstance(text, str) for piece in _PIECE.findall(text)]
+    return [piece for piece in pieces if find_times(piece)]
+
+
 def widest_gap(plan: FramePlan) -> float:
     """Seconds between neighbouring pictures, at most; the ends of the clip count."""
     edges = [plan.clip.start, *plan.seconds, plan.clip.end]
@@ -163,22 +178,32 @@ def widest_gap(plan: FramePlan) -> float:
 
 
 def find_looks(
-    engine: Engine, question: str, answer: str, plan: FramePlan, said: Sequence[Cue] = ()
+    engine: Engine,
+    question: str,
+    answer: str,
+    plan: FramePlan,
+    said: Sequence[Cue] = (),
+    told: Sequence[str] = (),
 ) -> tuple[Look, ...]:
     """What is worth a second reading, in order, overlapping spans joined, what was seen finely already left out.
 
-    What the answer names comes first, then what is said, then what looks alike, as long as there is room; the last
-    only beside an answer that names a time: pictures are always alike to something.
+    What the answer names comes first, then what is said, then what earlier answers told, then what looks alike, as long
+    as there is room; the last only beside an answer that names a time: pictures are always alike to something.
     """
     storyboard = storyboards.find(plan.clip)
     looks = [Look(*span) for span in spans_of(answer, plan, storyboard)]
     if len(joined(looks)) > MOST_SPANS:  # a list, and no question of where to look
         return ()
-    if said:
-        asked = _WANTS.sub(" ", question)
-        for index in choose_lines(asked, [cue.text for cue in said]):
-            start, end = said[index].start - AROUND_A_LINE, said[index].end + AROUND_A_LINE
-            looks = with_look(looks, Look(max(plan.clip.start, start), min(plan.clip.end, end), ("said",)), plan)
+    asked = _WANTS.sub(" ", question)
+    for index in choose_lines(asked, [cue.text for cue in said]):
+        start, end = said[index].start - AROUND_A_LINE, said[index].end + AROUND_A_LINE
+        looks = with_look(looks, Look(max(plan.clip.start, start), min(plan.clip.end, end), ("said",)), plan)
+    wanted = {word for word in words_of(asked) if word not in ASKING}
+    for index in choose_lines(asked, told):
+        shared = wanted & set(words_of(told[index]))
+        if shared == wanted or len(shared) > 1:  # a red circle that was told of says nothing of a red star
+            for span in spans_of(told[index], plan, storyboard):
+                looks = with_look(looks, Look(*span, ("told",)), plan)
     if find_times(answer):
         alike = 0
         for index in choose_alike(likeness_of(engine, plan, question)):

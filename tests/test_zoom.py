@@ -201,6 +201,38 @@ def test_words_that_are_not_said_find_no_line(plan: FramePlan, question: str) ->
     assert text == "I do not see it." and not closer
 
 
+CHAPTERS = "00:12 - The chain rule\n00:41 - Photosynthesis in a leaf\n00:55 - Thank you"
+
+
+def after(plan: FramePlan, answer: str, question: str) -> GenerationRequest:
+    earlier = (Message("user", (plan, "Make chapters.")), Message("assistant", (answer,)))
+    return replace(asking(plan, question), messages=(*earlier, Message("user", (question,))))
+
+
+@pytest.mark.parametrize(
+    "question", ["When does photosynthesis appear?", "When is a leaf shown at the photosynthesis part?"]
+)
+def test_where_an_earlier_answer_tells_of_the_words_is_read_again(plan: FramePlan, question: str) -> None:
+    engine = twice("I do not see it.", "At 41.5 seconds.")
+    text, closer, _ = read(engine, after(plan, CHAPTERS, question))
+    (look,) = closer[0].looks
+    assert text == "At 41.5 seconds." and look.ways == ("told",) and look.start < 41 < look.end
+
+
+def test_an_earlier_answer_with_one_word_of_several_in_common_finds_nothing(plan: FramePlan) -> None:
+    engine = twice("I do not see it.", "Never asked.")
+    earlier = "The red circle appears at 41.0 seconds."
+    assert read(engine, after(plan, earlier, "When does the red star appear?"))[1] == []
+
+
+def test_an_earlier_answer_finds_nothing_where_it_may_be_about_another_film(plan: FramePlan) -> None:
+    other = replace(plan, clip=replace(plan.clip, digest="f" * 64))
+    request = after(plan, CHAPTERS, "When does photosynthesis appear?")
+    messages = (Message("user", (other, "And this?")), Message("assistant", ("Nothing.",)), *request.messages)
+    engine = twice("I do not see it.", "Never asked.")
+    assert read(engine, replace(request, messages=messages))[1] == []
+
+
 def test_moments_that_look_like_the_question_are_read_beside_what_was_named(plan: FramePlan) -> None:
     engine = twice("At 50.1 seconds.", "At 10.2 seconds.")
     near = min(range(len(plan.stamps)), key=lambda index: abs(plan.stamps[index] - 10))

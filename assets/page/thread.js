@@ -256,10 +256,9 @@ function answer(turn) {
       const words = `${clock(Math.round(start))} – ${clock(Math.round(end))}`;
       return film ? h("a.qv-cite", { href: `#qv?m=${film.id}&t=${start.toFixed(3)}&e=${end.toFixed(3)}` }, words) : h("span", {}, words);
     });
-    const [said, alike] = [links("said"), links("alike")];
+    const others = ["said", "told", "alike"].map((way) => [way, links(way)]).filter(([, found]) => found.length);
     fill(steps, icon("zoomin", 15), t("looked_closer"), links("named"),
-      said.length > 0 && h("span.qv-way", {}, t("looked_said"), said),
-      alike.length > 0 && h("span.qv-way", {}, t("looked_alike"), alike));
+      others.map(([way, found]) => h("span.qv-way", {}, t(`looked_${way}`), found)));
   };
 
   const drawProgress = (live) => {

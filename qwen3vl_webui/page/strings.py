@@ -162,6 +162,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "waiting": ("Waiting: {n} before you", "排队中：前面还有 {n} 个"),
     "looked_closer": ("Looked closer:", "细看："),
     "looked_said": ("the words are said:", "提到这些词："),
+    "looked_told": ("told of before:", "前面的回答提到："),
     "looked_alike": ("the picture looks like it:", "画面相似："),
     "reading": ("Reading {done} / {total} tokens", "正在读取 {done} / {total} tokens"),
     "seconds_left": ("about {n} s left", "大约还需 {n} 秒"),

@@ -66,3 +66,15 @@ def test_how_each_span_was_found_is_told_in_both_languages(visit, house):
     here.page.click("#qv-language")
     here.page.wait_for_selector(".qv-way:has-text('提到这些词')")
     here.page.wait_for_selector(".qv-way:has-text('画面相似')")
+
+
+def test_a_span_that_an_earlier_answer_told_of_is_named_so(visit, house):
+    here = ask_about_a_sparse_film(visit, house)
+    answers = iter(["0:14 - The dragon wakes", "I do not see it.", "It wakes at 14.5 seconds."])
+    house.engine.script = lambda request: next(answers)
+    here.ask("Make chapters.", "colours.mp4")
+    here.settled()
+    here.ask("When is the dragon shown?")
+    here.settled(2)
+    assert here.answer() == "It wakes at 14.5 seconds."
+    here.page.wait_for_selector(".qv-way:has-text('told of before')")
