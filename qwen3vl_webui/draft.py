@@ -56,3 +56,11 @@ class Draft:
     items: tuple[str | Attached, ...]
     parts: tuple[Part, ...] | None = None
     left_out: bool = False
+
+    @property
+    def words(self) -> str:
+        return "\n".join(item for item in self.items if isinstance(item, str))
+
+    @property
+    def files(self) -> tuple[Attached, ...]:
+        return tuple(item for item in self.items if isinstance(item, Attached))

@@ -64,16 +64,14 @@ def open_all(drafts: Sequence[Draft], options: Options) -> tuple[list[list[str |
     plans: list[FramePlan] = []
     sidecars: list[Attached] = []  # subtitle files of earlier messages, and of this one beside its video
     for draft in drafts:
-        new_sidecars = [
-            item for item in draft.items if isinstance(item, Attached) and isinstance(item.media, Subtitles)
-        ]
-        own = [item for item in draft.items if isinstance(item, Attached) and isinstance(item.media, Clip)]
+        new_sidecars = [file for file in draft.files if isinstance(file.media, Subtitles)]
+        own = [file for file in draft.files if isinstance(file.media, Clip)]
         newest = own or newest
         videos += own
         items: list[str | File] = []
         if draft.parts is None:
             named.clear()
-            words = "\n".join(item for item in draft.items if isinstance(item, str))
+            words = draft.words
             called = [videos[index] for index in named_videos(words, [video.name for video in videos])]
             asked = [video for video in newest if video in called] or called or newest
             beside = [item for item in new_sidecars if own and video_of(item.name, names_of(own)) is not None]
@@ -167,14 +165,13 @@ def _lines(clip: Clip, sidecar: Attached | None, question: str) -> tuple[Cue, ..
 def lines_of(clip: Clip, drafts: Sequence[Draft], options: Options) -> tuple[Cue, ...]:
     """What is said in a video of the conversation, all of it, whatever of it had room; nothing where subtitles are
     off."""
-    files = [item for draft in drafts for item in draft.items if isinstance(item, Attached)]
+    files = [file for draft in drafts for file in draft.files]
     videos = [file for file in files if isinstance(file.media, Clip)]
     sidecars = [file for file in files if isinstance(file.media, Subtitles)]
     video = next((file for file in reversed(videos) if file.media.digest == clip.digest), None)
     if video is None or not options.subtitles:
         return ()
-    words = "\n".join(item for item in drafts[-1].items if isinstance(item, str))
-    return _lines(clip, _sidecar_of(video, videos, sidecars), words)
+    return _lines(clip, _sidecar_of(video, videos, sidecars), drafts[-1].words)
 
 
 def track_for(question: str, tracks: Sequence[Track]) -> Track:

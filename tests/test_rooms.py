@@ -51,7 +51,7 @@ NEVER = {
         *ours("page", "model", "engine.local", "engine.remote", "store", "jobs", *SERVING),
     ],
     **dict.fromkeys(
-        ("focus.py", "draft.py", "showing.py"),
+        ("focus.py", "draft.py", "showing.py", "fitting.py", "layout.py", "exchanges.py"),
         [
             *DECODERS,
             *DEEP_LEARNING,
