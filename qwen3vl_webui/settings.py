@@ -42,6 +42,10 @@ MODELS: dict[str, str] = {
     "30b-a3b-thinking": "Qwen/Qwen3-VL-30B-A3B-Thinking",
     "235b-a22b": "Qwen/Qwen3-VL-235B-A22B-Instruct",
     "235b-a22b-thinking": "Qwen/Qwen3-VL-235B-A22B-Thinking",
+    "30b-a3b-fp8": "Qwen/Qwen3-VL-30B-A3B-Instruct-FP8",
+    "30b-a3b-thinking-fp8": "Qwen/Qwen3-VL-30B-A3B-Thinking-FP8",
+    "235b-a22b-fp8": "Qwen/Qwen3-VL-235B-A22B-Instruct-FP8",
+    "235b-a22b-thinking-fp8": "Qwen/Qwen3-VL-235B-A22B-Thinking-FP8",
 }
 
 

@@ -12,7 +12,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from training.tokenizer import ORDINARY_TOKENS, SPECIAL_TOKENS
 
@@ -118,7 +118,7 @@ def build(folder: Path, *, tied: bool, thinking: bool, experts: int) -> None:
         tie_word_embeddings=tied,
     )
     if experts:
-        text |= {"num_experts": experts, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+        text |= {"num_experts": experts, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
     vision = dict(
         depth=4,
         hidden_size=64,
@@ -185,26 +185,46 @@ def build(folder: Path, *, tied: bool, thinking: bool, experts: int) -> None:
     )
 
 
-def pack_fp8(folder: Path) -> Path:
-    """Turns a checkpoint into one as Qwen publishes its FP8 ones: linears of the text layers as e4m3 numbers with a
-    float32 `weight_scale_inv` for each block of 128 x 128, everything else as it was."""
+def packed_fp8(weight: Any) -> tuple[Any, Any]:
+    """(out, in) as e4m3 numbers, and a float32 scale for each block of 128 x 128."""
+    import torch
+
+    rows, columns = weight.shape
+    scales = torch.empty(-(-rows // 128), -(-columns // 128))
+    packed = torch.empty_like(weight, dtype=torch.float8_e4m3fn)
+    for i in range(0, rows, 128):
+        for j in range(0, columns, 128):
+            block = weight[i : i + 128, j : j + 128].float()
+            scales[i // 128, j // 128] = block.abs().max() / 448
+            packed[i : i + 128, j : j + 128] = (block / scales[i // 128, j // 128]).to(torch.float8_e4m3fn)
+    return packed, scales
+
+
+def pack_fp8(folder: Path, *, experts: Literal["turned", "straight", "apart"] = "turned") -> Path:
+    """Turns a checkpoint into one as Qwen publishes its FP8 ones: matrices of the text layers as e4m3 numbers with a
+    float32 `weight_scale_inv` for each block of 128 x 128, everything else as it was. Experts stand together, inputs
+    before outputs (turned) or behind them, or apart."""
     import torch
     from safetensors.torch import load_file, save_file
 
     weights = load_file(folder / "model.safetensors")
     for name, weight in list(weights.items()):
-        if "language_model.layers." not in name or weight.ndim != 2:
+        if "language_model.layers." not in name or weight.ndim < 2 or name.endswith("mlp.gate.weight"):
             continue
-        rows, columns = weight.shape
-        scales = torch.empty(-(-rows // 128), -(-columns // 128))
-        packed = torch.empty_like(weight, dtype=torch.float8_e4m3fn)
-        for i in range(0, rows, 128):
-            for j in range(0, columns, 128):
-                block = weight[i : i + 128, j : j + 128].float()
-                scales[i // 128, j // 128] = block.abs().max() / 448
-                packed[i : i + 128, j : j + 128] = (block / scales[i // 128, j // 128]).to(torch.float8_e4m3fn)
-        weights[name] = packed
-        weights[f"{name}_scale_inv"] = scales
+        if weight.ndim == 2:
+            weights[name], weights[f"{name}_scale_inv"] = packed_fp8(weight)
+            continue
+        del weights[name]
+        parts = [packed_fp8(each) for each in weight]
+        if experts == "apart":
+            kinds = ("gate_proj", "up_proj") if name.endswith("gate_up_proj") else ("down_proj",)
+            for expert, part in enumerate(parts):
+                for kind, *own in zip(kinds, *(each.chunk(len(kinds)) for each in part), strict=True):
+                    own_name = f"{name.rpartition('.')[0]}.{expert}.{kind}.weight"
+                    weights[own_name], weights[f"{own_name}_scale_inv"] = (each.clone() for each in own)
+            continue
+        for ending, stack in zip(("", "_scale_inv"), map(torch.stack, zip(*parts, strict=True)), strict=True):
+            weights[name + ending] = stack.transpose(1, 2).contiguous() if experts == "turned" else stack
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     vision = {name.removesuffix(".weight") for name in weights if ".visual." in name and name.endswith(".weight")}
     quantization = {

@@ -1,5 +1,5 @@
-"""The published FP8 checkpoints: linear layers of the text model as e4m3 numbers, with a float32 scale for each block
-of 128 x 128 of them.
+"""The published FP8 checkpoints: linear layers and experts of the text model as e4m3 numbers, with a float32 scale for
+each block of 128 x 128 of them.
 
 Where the device has FP8 (compute capability 8.9) they stay in 8 bits; what is multiplied is what the checkpoint says,
 never rounded again: an answer's few rows by a kernel that reads 8 bits, a prompt's many by the matrix made exact for
@@ -9,7 +9,7 @@ the moment. Elsewhere they are made exact once, while loading.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ BLOCK = 128
 FEW = 16  # rows that a kernel reads the matrix once for
 CAPABILITY = (8, 9)
 UNQUANTIZED = ("model.visual", "lm_head")
+
+Packed = tuple[torch.Tensor, torch.Tensor]  # of E experts: e4m3 (E, out, in), float32 (E, out / 128, in / 128)
 
 
 def is_fp8(config: Mapping[str, Any]) -> bool:
@@ -90,6 +92,50 @@ class Fp8Linear(nn.Module):
         return functional.linear(rows, fp8_kernels.unpack(self.weight, self.scales, rows.dtype))
 
 
+class Fp8Experts(nn.Module):
+    """In place of the library's module. gate_up (E, 2 inner, hidden) and down (E, hidden, inner) stay in 8 bits.
+
+    Few rows are multiplied by a kernel that reads which experts they go to on the device; for many the matrices of one
+    expert after the other are made exact for the moment.
+    """
+
+    def __init__(
+        self, gate_up: Packed, down: Packed, activation: Callable[[torch.Tensor], torch.Tensor], *, triton: bool
+    ) -> None:
+        super().__init__()
+        self.gate_up, self.gate_up_scales = (nn.Parameter(part, requires_grad=False) for part in gate_up)
+        self.down, self.down_scales = (nn.Parameter(part, requires_grad=False) for part in down)
+        self.activation, self.triton = activation, triton
+
+    def forward(self, rows: torch.Tensor, chosen: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+        """rows (n, hidden); k experts of each, int64 (n, k), and what they count, (n, k) -> (n, hidden)."""
+        count, most = chosen.shape
+        chosen = chosen.flatten()
+        if self.triton and count <= FEW:
+            from qwen3vl_webui.model.fp8_kernels import multiply_chosen
+
+            inner = multiply_chosen(rows.repeat_interleave(most, 0), self.gate_up, self.gate_up_scales, chosen)
+            answers = multiply_chosen(self.gated(inner), self.down, self.down_scales, chosen)
+        else:
+            answers = rows.new_empty(count * most, rows.shape[1])
+            for expert in chosen.unique().tolist():
+                own = (chosen == expert).nonzero()[:, 0]
+                inner = self.gated(self.times(rows[own // most], self.gate_up[expert], self.gate_up_scales[expert]))
+                answers[own] = self.times(inner, self.down[expert], self.down_scales[expert])
+        return torch.bmm(shares.to(rows.dtype)[:, None], answers.view(count, most, -1))[:, 0]
+
+    def gated(self, inner: torch.Tensor) -> torch.Tensor:
+        gate, up = inner.chunk(2, -1)
+        return self.activation(gate) * up
+
+    def times(self, rows: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        if not self.triton:
+            return functional.linear(rows, unpacked_plainly(weight, scales, rows.dtype))
+        from qwen3vl_webui.model.fp8_kernels import unpack
+
+        return functional.linear(rows, unpack(weight, scales, rows.dtype))
+
+
 def joined(modules: Sequence[Any]) -> Fp8Linear | None:
     """One layer in place of several that read the same rows, where the blocks of their outputs end together with them.
 
@@ -126,7 +172,7 @@ def take_over(model: nn.Module, dtype: torch.dtype, device: torch.device) -> Non
 def cast_rest(model: nn.Module, dtype: torch.dtype) -> None:
     """To what the model computes in: of a quantized checkpoint the library leaves them as they are stored."""
     for module in model.modules():
-        if not isinstance(module, Fp8Linear):
+        if not isinstance(module, Fp8Linear | Fp8Experts):
             for weight in module.parameters(recurse=False):
                 weight.data = weight.data.to(dtype)
 

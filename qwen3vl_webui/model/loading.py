@@ -20,7 +20,7 @@ from torch import nn
 
 from qwen3vl_webui.engine.contract import Message, ModelInfo, Role, SamplingParams
 from qwen3vl_webui.errors import EngineError, OutOfMemory, Unsupported
-from qwen3vl_webui.model import fp8, rope, tower
+from qwen3vl_webui.model import experts, fp8, rope, tower
 from qwen3vl_webui.model.checkpoint import (
     Progress,
     Report,
@@ -213,7 +213,7 @@ def fp8_config(config: Mapping[str, Any], *, dequantize: bool) -> Any:
     from transformers import FineGrainedFP8Config
 
     kept = config["quantization_config"].get("modules_to_not_convert") or []
-    return FineGrainedFP8Config(modules_to_not_convert=[*kept, *fp8.UNQUANTIZED], dequantize=dequantize)
+    return FineGrainedFP8Config(modules_to_not_convert=[*kept, *fp8.UNQUANTIZED, experts.NAME], dequantize=dequantize)
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -317,13 +317,11 @@ def load_folder(
 
     shape = Shape.of(config.to_dict())
     mixture, packed = config.model_type == "qwen3_vl_moe", fp8.is_fp8(raw)
-    if mixture and quantization not in ("none", "auto"):
+    if mixture and not packed and quantization not in ("none", "auto"):
         raise Unsupported(
             f"The experts of {name} cannot be quantized while loading (bitsandbytes reaches linear layers only): "
-            "use --quantization none, or a dense model."
+            "use --quantization none, its FP8 checkpoint, or a dense model."
         )
-    if packed and mixture:
-        raise Unsupported("FP8 checkpoints of mixtures of experts are not done here: take the plain one.")
     if packed and quantization not in ("none", "auto"):
         raise Unsupported(f"{name} is quantized already (FP8): leave --quantization out, or take the plain checkpoint.")
     dtype = torch.bfloat16 if place.type == "cuda" else torch.float32
@@ -343,6 +341,8 @@ def load_folder(
     elif weights != "none":
         options["quantization_config"] = quantization_config(weights, dtype)
     model_class: Any = Qwen3VLMoeForConditionalGeneration if mixture else Qwen3VLForConditionalGeneration
+    if packed and mixture:
+        model_class = experts.left_out(model_class)
     with Teller(progress) as tell:
         try:
             with loading_reports(tell):
@@ -357,6 +357,8 @@ def load_folder(
                     output_loading_info=True,
                     **options,
                 )
+            if packed and mixture:
+                experts.put_in(model, folder, dtype, place, packed=weights == "fp8", progress=tell)
         except torch.cuda.OutOfMemoryError as error:
             raise OutOfMemory(
                 f"{name} does not fit in the memory of {describe(place)}: use --quantization 4bit or a smaller --model."

@@ -25,6 +25,7 @@ SCORES = 2**23  # of attention, held at once where no fused kernel is used
 VISION_ROWS = 4_096  # patches the vision tower sees at once on CUDA
 ROTATED = 640  # bytes of cos and sin of a patch, at most
 PATCH_VALUES = 1536  # of one patch: 3 channels, 2 frames, 16 x 16
+CHOSEN = 8  # experts of a token, in every published mixture
 DECODING = 4  # answers written at once
 CONTEXT = GIB // 2  # of CUDA, there as soon as a device is used (calculated)
 FRAGMENTATION = GIB // 2  # (calculated)
@@ -106,10 +107,15 @@ class Shape:
         return [*attention, *[(self.intermediate, self.hidden)] * 2, (self.hidden, self.intermediate)]
 
     @property
+    def expert_linears(self) -> list[tuple[int, int]]:
+        """As `linears`, of all experts of one layer: quantized in FP8 checkpoints only."""
+        return [(2 * self.expert_intermediate, self.hidden), (self.hidden, self.expert_intermediate)] * self.experts
+
+    @property
     def text_rest(self) -> int:
         """Weights of the text model that are never quantized, without embeddings and head."""
-        experts = self.experts * (3 * self.hidden * self.expert_intermediate + self.hidden)  # and the router
-        return self.layers * (2 * self.hidden + 2 * self.head_dim + experts) + self.hidden
+        router = self.experts * self.hidden
+        return self.layers * (2 * self.hidden + 2 * self.head_dim + router) + self.hidden
 
     @property
     def vision_weights(self) -> int:
@@ -127,7 +133,7 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        linears = self.layers * sum(rows * columns for rows, columns in self.linears)
+        linears = self.layers * sum(rows * columns for rows, columns in [*self.linears, *self.expert_linears])
         return linears + self.text_rest + self.embeddings * (1 if self.tied else 2) + self.vision_weights
 
 
@@ -191,6 +197,8 @@ def linear_bytes(rows: int, columns: int, quantization: Weights, element: int) -
 def weight_parts(shape: Shape, quantization: Weights, element: int = 2) -> dict[str, int]:
     """Of the loaded weights; `element` is the size of an unquantized one."""
     linears = sum(linear_bytes(rows, columns, quantization, element) for rows, columns in shape.linears)
+    experts: Weights = "fp8" if quantization == "fp8" else "none"
+    linears += sum(linear_bytes(rows, columns, experts, element) for rows, columns in shape.expert_linears)
     return {
         "text": shape.layers * linears + shape.text_rest * element,
         "embeddings": shape.embeddings * element,
@@ -237,12 +245,15 @@ def working_parts(shape: Shape, kv: KVFormat, element: int = 2, *, quantization:
     """Beside weights and KV, whatever the context: one prefill chunk, one group of pictures, logits, the rest."""
     query, key = (count * shape.head_dim * CHUNK * element for count in (shape.heads, shape.kv_heads))
     rows = CHUNK * element * shape.hidden
-    inner = CHUNK * element * (8 * shape.expert_intermediate if shape.experts else shape.intermediate)
+    inner = CHUNK * element * (CHOSEN * shape.expert_intermediate if shape.experts else shape.intermediate)
     attention = 3 * (rows + query + key)
     if kv != "bf16":  # float32 sums, and either scores with what they are of, or a block made exact
         sums, exact = 4 * query // element, 2 * CUDA_BLOCK * shape.kv_heads * shape.head_dim * element
         attention += 2 * sums + max(SCORES * (4 + element) + 10 * key, exact + query, exact * 3 // 2 - sums)
-    prefill = 3 * rows + 4 * inner
+    prefill = 3 * rows + 4 * inner + (3 * CHOSEN * rows if shape.experts else 0)  # each expert's answer to its rows
+    widest = max(  # of the layers that read the same rows at once
+        (shape.heads + 2 * shape.kv_heads) * shape.head_dim, 2 * (shape.expert_intermediate or shape.intermediate)
+    )
     hidden = shape.vision_hidden
     tower = max(
         PATCH_VALUES * element + 16 * hidden,  # positions interpolated from four in float32
@@ -254,7 +265,7 @@ def working_parts(shape: Shape, kv: KVFormat, element: int = 2, *, quantization:
     return {
         "prefill": prefill,
         "attention": max(0, attention - prefill),  # it is never there together with the rest of a layer
-        "unpacked": 2 * shape.intermediate * shape.hidden * element if quantization == "fp8" else 0,
+        "unpacked": widest * shape.hidden * element if quantization == "fp8" else 0,
         "pictures": VISION_ROWS * tower,
         "features": CHUNK * (1 + shape.taps) * shape.hidden * element,
         "logits": DECODING * shape.vocabulary * (element + 8 * 4),  # and what drawing a token makes of them
@@ -342,19 +353,19 @@ def table(
         f"Calculated for {memory / GIB:.1f} GiB of device memory, {OTHERS / GIB:.0f} of them left to other programs.",
         f"GiB for one conversation of {tokens:,} tokens; where that does not fit, the tokens that do.",
         "",
-        f"{'model':<11}{'weights':<9}{'GiB':>6}" + "".join(f"{'KV ' + format:>20}" for format in formats),
+        f"{'model':<14}{'weights':<9}{'GiB':>6}" + "".join(f"{'KV ' + format:>20}" for format in formats),
     ]
     best: tuple[int, str, Plan] | None = None
     for name, shape in shapes.items():
         for weights in get_args(Weights):
             if weights == "fp8":
-                left_out = quantization != "auto" or bool(shape.experts)
+                left_out = quantization != "auto"
             else:
                 left_out = not any(weights == each for each, _ in allowed(shape, quantization, kv))
             if left_out:
                 continue
             called = f"{name}-fp8" if weights == "fp8" else name
-            line = f"{called:<11}{weights:<9}{weight_bytes(shape, weights) / GIB:>6.1f}"
+            line = f"{called:<14}{weights:<9}{weight_bytes(shape, weights) / GIB:>6.1f}"
             for format in formats:
                 needed = plan(shape, weights, tokens, format).bytes
                 fits = needed <= usable

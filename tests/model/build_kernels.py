@@ -22,16 +22,16 @@ from qwen3vl_webui.model import fp8_kernels, kernels
 
 COUNTS = {"rows", "starts", "halves"}
 NUMBERS = {"capacity", "groups", "key_stride", "query_stride", "value_stride"}
-NUMBERS |= {"count", "outputs", "inputs", "across"}
+NUMBERS |= {"count", "outputs", "inputs", "across", "down"}
 FLOATS = {"answers", "log_sums"}
 CODES = {"full": "*bf16", "int8": "*i8", "int4": "*u8"}
 CONSTANTS = {"KV_HEADS": 8, "GROUPS": 4, "PADDED": 16, "SIZE": 128, "BLOCK": 64, "GROUP": 64, "SPLITS": 64}
 FP8_CONSTANTS = {"PADDED": 16, "OUTPUTS": 16, "BLOCK": 128}
-FP8 = {"multiplied", "unpacking"}
+FP8 = {"multiplied", "multiplied_chosen", "unpacking"}
 LAUNCHES = {  # warps and stages, as in `kernels.decode`
     **{"stored_full": (1, 3), "stored_int8": (1, 3), "stored_int4": (4, 3), "join": (4, 3)},
     **{"read_full": (4, 2), "read_int8": (4, 3), "read_int4": (4, 3)},
-    **{"multiplied": (2, 5), "unpacking": (4, 3)},
+    **{"multiplied": (2, 5), "multiplied_chosen": (4, 3), "unpacking": (4, 3)},
 }
 
 
@@ -44,6 +44,8 @@ def type_of(kernel: str, argument: str) -> str:
         return "fp32"
     if argument in COUNTS and kernel not in FP8:
         return "*i32"
+    if argument == "chosen":
+        return "*i64"
     if argument == "weight":
         return "*fp8e4nv"
     if argument in FLOATS or argument == "scales":
@@ -61,7 +63,7 @@ def build(name: str, architecture: int) -> Any:
     aligned = {
         (index,): [["tt.divisibility", 16]]
         for index, (argument, type) in enumerate(types.items())
-        if type.startswith("*") or argument in NUMBERS - {"groups", "count", "across"}
+        if type.startswith("*") or argument in NUMBERS - {"groups", "count", "across", "down"}
     }
     warps, stages = LAUNCHES[name]
     return triton.compile(
