@@ -104,7 +104,7 @@ def said(room: str) -> Iterator[ast.AST]:
                 yield node.args[at]
             if name in TOLD:
                 yield from (keyword.value for keyword in node.keywords if keyword.arg == "sentence")
-        elif isinstance(node, ast.FunctionDef) and re.fullmatch("sentence|_[a-z]+[a-z_]*_sentence", node.name):
+        elif isinstance(node, ast.FunctionDef) and re.fullmatch("sentence|[a-z_]+_sentence", node.name):
             yield from (each.value for each in ast.walk(node) if isinstance(each, ast.Return) and each.value)
 
 
