@@ -24,13 +24,11 @@ from starlette.responses import FileResponse, Response
 
 from qwen3vl_webui.conversation import new_id
 from qwen3vl_webui.errors import MediaError, NotFound
-from qwen3vl_webui.media import speech, storyboard
+from qwen3vl_webui.media import storyboard
 from qwen3vl_webui.media.cutting import save_clip, save_picture
 from qwen3vl_webui.media.document import find_text, page_image
 from qwen3vl_webui.media.image import display_image
 from qwen3vl_webui.media.playback import how_to_play, thumbnail
-from qwen3vl_webui.media.sound import NO_SOUND
-from qwen3vl_webui.media.subtitles import Inside, as_vtt, read_beside, read_inside
 from qwen3vl_webui.media.values import Clip, Document, Image, Subtitles
 from qwen3vl_webui.media.video import read_times
 from qwen3vl_webui.services import Services
@@ -41,7 +39,9 @@ from qwen3vl_webui.web.disconnect import while_connected
 from qwen3vl_webui.web.playable import Cancelled, PlayableCopies
 from qwen3vl_webui.web.protection import is_anonymous, owner_of
 from qwen3vl_webui.web.refusals import RefusingRoute
+from qwen3vl_webui.web.requested import requested_file, requested_video
 from qwen3vl_webui.web.thumbnails import Pictures
+from qwen3vl_webui.web.words_routes import words_routes
 
 PIECE = 1 << 20  # bytes of an upload written at once
 DECODERS = 2  # pictures made at the same time
@@ -84,13 +84,12 @@ def media_routes(services: Services) -> APIRouter:
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
         yield
-        await to_thread.run_sync(speech.hearings.close)
         await to_thread.run_sync(copies.close)
 
     router = APIRouter(route_class=RefusingRoute, lifespan=lifespan)
 
-    async def find_file(request: Request, file_id: str) -> Stored:
-        return await to_thread.run_sync(store.file, owner_of(request), file_id)
+    router.include_router(words_routes(services))
+    find_file, find_video = partial(requested_file, store), partial(requested_video, store)
 
     async def serve(request: Request, stored: Stored, name: str, make: Callable[[], bytes]) -> Response:
         headers = {
@@ -143,11 +142,9 @@ def media_routes(services: Services) -> APIRouter:
     async def board(request: Request, file_id: str) -> dict[str, Any]:
         """What happens in a video, as far as it is looked through; asking begins it. `[start, end, seconds, change,
         like]` of each segment."""
-        stored = await find_file(request, file_id)
-        if not isinstance(stored.media, Clip):
-            raise NotFound("This file is not a video.")
-        await to_thread.run_sync(storyboard.begin, stored.media)
-        reading = storyboard.reading(stored.media)
+        _, clip = await find_video(request, file_id)
+        await to_thread.run_sync(storyboard.begin, clip)
+        reading = storyboard.reading(clip)
         segments = reading.storyboard.segments if reading.storyboard else ()
         return {
             "state": reading.state,
@@ -159,11 +156,8 @@ def media_routes(services: Services) -> APIRouter:
     @router.get("/media/{file_id}/around")
     async def around(request: Request, file_id: str, t: float) -> dict[str, Any]:
         """When the picture on screen at that second appears, the one before it and the one after it (null: none)."""
-        clip = (await find_file(request, file_id)).media
-        if not isinstance(clip, Clip):
-            raise NotFound("This file is not a video.")
-        if not math.isfinite(t):
-            raise MediaError("A second is a finite number.")
+        _, clip = await find_video(request, file_id)
+        check_second(t)
         shown = (await to_thread.run_sync(read_times, clip)).shown
         at = max(0, int(shown.searchsorted(t + 0.002, side="right")) - 1)  # a player is asked to seek a little later
         return {
@@ -175,12 +169,8 @@ def media_routes(services: Services) -> APIRouter:
     @router.get("/media/{file_id}/frame.{form}")
     async def frame(request: Request, file_id: str, form: Literal["png", "jpg"], t: float) -> Response:
         """The picture on screen at that second, to keep."""
-        stored = await find_file(request, file_id)
-        clip = stored.media
-        if not isinstance(clip, Clip):
-            raise NotFound("This file is not a video.")
-        if not math.isfinite(t):
-            raise MediaError("A second is a finite number.")
+        stored, clip = await find_video(request, file_id)
+        check_second(t)
         second = min(max(t, clip.start), clip.end)
         kind: Literal["PNG", "JPEG"] = "PNG" if form == "png" else "JPEG"
         picture = await to_thread.run_sync(save_picture, clip, second, kind, limiter=decoders)
@@ -190,11 +180,9 @@ def media_routes(services: Services) -> APIRouter:
     @router.get("/media/{file_id}/clip.mp4")
     async def part(request: Request, file_id: str, start: float, end: float) -> Response:
         """A part of a video as MP4, to keep; made now, and given up when nobody waits for it any more."""
-        stored = await find_file(request, file_id)
-        if not isinstance(stored.media, Clip):
-            raise NotFound("This file is not a video.")
+        stored, whole = await find_video(request, file_id)
         try:
-            clip = stored.media.between(start, end)
+            clip = whole.between(start, end)
         except ValueError:
             raise MediaError("There is nothing between these times. Choose a part of the video.") from None
         target = store.data_dir / "media" / "incoming" / f"{new_id()}.mp4"
@@ -225,89 +213,10 @@ def media_routes(services: Services) -> APIRouter:
         gone = BackgroundTask(partial(target.unlink, missing_ok=True))
         return FileResponse(target, media_type="video/mp4", filename=name, background=gone)
 
-    @router.get("/media/{file_id}/tracks")
-    async def tracks(request: Request, file_id: str) -> dict[str, Any]:
-        stored = await find_file(request, file_id)
-        clip = stored.media
-        if not isinstance(clip, Clip):
-            raise NotFound("This file is not a video.")
-        inside = await to_thread.run_sync(read_inside, clip)
-        return {
-            "tracks": [
-                {"language": track.language, "title": track.title, "default": track.default, "lines": len(track.cues)}
-                for track in inside.tracks
-            ],
-            "chapters": [{"t": each.start, "e": each.end, "title": each.title} for each in inside.chapters],
-            "pictures": inside.pictures,
-            "speech": described_hearing(clip) if clip.audio and not inside.tracks and speech.installed() else None,
-        }
-
-    async def find_spoken(request: Request, file_id: str) -> Clip:
-        clip = (await find_file(request, file_id)).media
-        if not isinstance(clip, Clip):
-            raise NotFound("This file is not a video.")
-        if not clip.audio:
-            raise MediaError(NO_SOUND)
-        return clip
-
-    @router.get("/media/{file_id}/speech")
-    async def how_speech(request: Request, file_id: str) -> dict[str, Any]:
-        """How far the writing down of what is said is; `none` where nobody has asked for it."""
-        return described_hearing(await find_spoken(request, file_id))
-
-    @router.get("/media/{file_id}/speech/offer")
-    async def offer_speech(request: Request, file_id: str) -> dict[str, Any]:
-        """What writing it down would take; nothing begins."""
-        clip = await find_spoken(request, file_id)
-        offer = await to_thread.run_sync(speech.offer, clip, settings.speech_model, limiter=decoders)
-        return {"model": Path(offer.model).name, "megabytes": offer.megabytes, "seconds": offer.seconds}
-
-    @router.post("/media/{file_id}/speech")
-    async def begin_speech(request: Request, file_id: str) -> dict[str, Any]:
-        clip = await find_spoken(request, file_id)
-        await to_thread.run_sync(speech.begin, clip, settings.speech_model)
-        return described_hearing(clip)
-
-    @router.delete("/media/{file_id}/speech")
-    async def cancel_speech(request: Request, file_id: str) -> dict[str, Any]:
-        clip = await find_spoken(request, file_id)
-        await to_thread.run_sync(speech.cancel, clip)
-        return described_hearing(clip)
-
-    @router.get("/media/{file_id}/speech.vtt")
-    async def spoken(request: Request, file_id: str) -> Response:
-        track = speech.heard(await find_spoken(request, file_id))
-        if track is None:
-            raise NotFound("There are no such subtitles.")
-        return Response(as_vtt(track.cues), media_type="text/vtt")
-
-    @router.get("/media/{file_id}/tracks/{number}.vtt")
-    async def track(request: Request, file_id: str, number: int) -> Response:
-        stored = await find_file(request, file_id)
-        clip = stored.media
-        inside = await to_thread.run_sync(read_inside, clip) if isinstance(clip, Clip) else Inside()
-        if not 0 <= number < len(inside.tracks):
-            raise NotFound("There are no such subtitles.")
-        return Response(as_vtt(inside.tracks[number].cues), media_type="text/vtt")
-
-    @router.get("/media/{file_id}/beside/{subtitles_id}.vtt")
-    async def beside(request: Request, file_id: str, subtitles_id: str) -> Response:
-        """A subtitle file as the player of the video `file_id` shows it."""
-        clip = (await find_file(request, file_id)).media
-        subtitles = (await find_file(request, subtitles_id)).media
-        if not isinstance(clip, Clip) or not isinstance(subtitles, Subtitles):
-            raise NotFound("There are no such subtitles.")
-        cues = await to_thread.run_sync(read_beside, subtitles, clip.fps)
-        return Response(as_vtt(cues), media_type="text/vtt")
-
     @router.get("/thumb/{file_id}/{seconds}.webp")
     async def thumb(request: Request, file_id: str, seconds: float, width: ThumbWidth = 320) -> Response:
-        stored = await find_file(request, file_id)
-        clip = stored.media
-        if not isinstance(clip, Clip):
-            raise NotFound("This file is not a video.")
-        if not math.isfinite(seconds):
-            raise MediaError("A second is a finite number.")
+        stored, clip = await find_video(request, file_id)
+        check_second(seconds)
         second = min(max(seconds, clip.start), clip.end)
         return await serve(request, stored, f"{second:.3f}-{width}.webp", lambda: thumbnail(clip, second, width))
 
@@ -338,17 +247,9 @@ def media_routes(services: Services) -> APIRouter:
     return router
 
 
-def described_hearing(clip: Clip) -> dict[str, Any]:
-    now = speech.hearing(clip)
-    return {
-        "state": now.state,
-        "stage": now.stage,
-        "progress": now.done,
-        "left": now.left,
-        "lines": len(now.track.cues) if now.track else 0,
-        "language": now.track.language if now.track else "",
-        "sentence": now.sentence,
-    }
+def check_second(seconds: float) -> None:
+    if not math.isfinite(seconds):
+        raise MediaError("A second is a finite number.")
 
 
 def saved_name(stored: Stored, ending: str, *seconds: float) -> str:
