@@ -13,73 +13,16 @@ from typing import Any
 import av
 import httpx
 import pytest
-from fastapi import FastAPI
 from PIL import Image as Picture
 
-from qwen3vl_webui.jobs import Jobs
-from qwen3vl_webui.media import speech
 from qwen3vl_webui.media.playback import how_to_play
 from qwen3vl_webui.media.values import Clip
-from qwen3vl_webui.services import Services
 from qwen3vl_webui.settings import Settings
 from qwen3vl_webui.store.store import Store
-from qwen3vl_webui.web.media_routes import media_routes
 from qwen3vl_webui.web.playable import PlayableCopies
-from qwen3vl_webui.web.protection import protect
 from tests import clips
-from tests.scripted_engine import ScriptedEngine
-from tests.served import in_new_loop, served, wait_until
-from tests.whisper import spoken_clip, stand_in, tones
-
-
-class Site:
-    """A running server with its store and a client on it."""
-
-    def __init__(self, address: str, store: Store) -> None:
-        self.address, self.store = address, store
-        self.client = httpx.Client(base_url=address, timeout=30)
-
-    def upload(self, path: Path, name: str = "", **kwargs: Any) -> dict[str, Any]:
-        response = self.client.post("/upload", params={"name": name or path.name}, content=path.read_bytes(), **kwargs)
-        assert response.status_code == 200, response.text
-        return response.json()  # type: ignore[no-any-return]
-
-    def error(self, response: httpx.Response, status: int) -> str:
-        assert response.status_code == status, response.text
-        return str(response.json()["error"]["message"])
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("made")
-    clips.colour_clip(folder / "film.mp4", 4, container_options={"movflags": "faststart"})
-    clips.pdf(folder / "paper.pdf", ["one", "two"])
-    clips.png(folder / "picture.png", 640, 480)
-    (folder / "shared").mkdir()
-    clips.png(folder / "shared" / "inside.png")
-    (folder / "shared" / "way_out").symlink_to(folder / "paper.pdf")
-    (folder / "shared" / "way_in").symlink_to(folder / "shared" / "inside.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def site(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    yield from running(Settings(data_dir=tmp_path_factory.mktemp("data"), media_dir=made / "shared"))
-
-
-def running(settings: Settings, **limits: int) -> Iterator[Site]:
-    store, engine = Store(settings.data_dir, **limits), ScriptedEngine()
-    app = FastAPI()
-    app.include_router(media_routes(Services(settings, engine, store, Jobs(engine, store))))
-    with served(protect(app, settings)) as address:
-        yield Site(address, store)
-    store.close()
-
-
-@pytest.fixture(scope="module")
-def film(site: Site, made: Path) -> dict[str, Any]:
-    return site.upload(made / "film.mp4")
-
+from tests.served import in_new_loop, wait_until
+from tests.web.conftest import Site, running
 
 # Upload
 
@@ -381,42 +324,6 @@ def test_a_server_that_stops_cancels_the_copy(tmp_path: Path) -> None:
     assert left in ([], [f"{stored['digest']}.play.mp4"])
 
 
-def test_subtitles_chapters_and_neighbours_of_a_second(site: Site, made: Path, tmp_path: Path) -> None:
-    path = clips.with_subtitles(
-        made / "film.mp4",
-        tmp_path / "talk.mkv",
-        [("subrip", "eng", [(1.0, 2.0, "a < b")])],
-        [(0, 2, "One"), (2, 4, "二")],
-    )
-    talk, words = site.upload(path), tmp_path / "a.srt"
-    words.write_bytes(clips.srt([(0.5, 1.0, "你好")]).encode("gbk"))
-    beside = site.upload(words)
-    assert (beside["kind"], beside["lines"]) == ("subtitles", 1)
-    known = site.client.get(f"/media/{talk['id']}/tracks").json()
-    assert known["tracks"] == [{"language": "eng", "title": "", "default": False, "lines": 1}]
-    assert [(each["t"], each["title"]) for each in known["chapters"]] == [(0.0, "One"), (2.0, "二")]
-    track = site.client.get(f"/media/{talk['id']}/tracks/0.vtt")
-    assert track.headers["content-type"].startswith("text/vtt")
-    assert track.text == "WEBVTT\n\n00:00:01.000 --> 00:00:02.000\na &lt; b\n"
-    assert "你好" in site.client.get(f"/media/{talk['id']}/beside/{beside['id']}.vtt").text
-    for wrong in (
-        f"{talk['id']}/tracks/1.vtt",
-        f"{talk['id']}/tracks/-1.vtt",
-        f"{beside['id']}/tracks",
-        f"{beside['id']}/tracks/0.vtt",
-        f"{talk['id']}/beside/{talk['id']}.vtt",
-        f"{talk['id']}/beside/nobody.vtt",
-        f"{beside['id']}/around?t=1",
-    ):
-        assert site.client.get(f"/media/{wrong}").status_code == 404, wrong
-    around = site.client.get(f"/media/{talk['id']}/around", params={"t": 1.25}).json()
-    assert (around["before"], around["at"], around["after"]) == pytest.approx((1.1, 1.2, 1.3), abs=0.002)
-    first = site.client.get(f"/media/{talk['id']}/around", params={"t": 0}).json()
-    assert first["before"] is None
-    last = site.client.get(f"/media/{talk['id']}/around", params={"t": 99}).json()
-    assert last["after"] is None
-
-
 def test_a_frame_and_a_part_are_saved(site: Site, made: Path) -> None:
     film = site.upload(made / "film.mp4", "我的 film.mp4")
     frame = site.client.get(f"/media/{film['id']}/frame.png", params={"t": 2.5})
@@ -480,29 +387,3 @@ def test_what_happens_in_a_video_is_told_as_far_as_it_is_known(site: Site, made:
     assert site.store.path_of(film["digest"]).with_name(f"{film['digest']}.storyboard.json").exists()
     paper = site.upload(made / "paper.pdf")
     assert "not a video" in site.error(site.client.get(f"/storyboard/{paper['id']}"), 404)
-
-
-def test_what_is_said_is_written_down_when_asked(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    talk = site.upload(spoken_clip(tmp_path / "talk.mp4", tones(5, {1: 0.3, 3: 0.6})))
-    silent = site.upload(clips.colour_clip(tmp_path / "silent.mp4", 1))
-    tracks = f"/media/{talk['id']}/tracks"
-    with monkeypatch.context() as without:
-        without.setattr(speech, "installed", lambda: False)
-        assert site.client.get(tracks).json()["speech"] is None
-    monkeypatch.syspath_prepend(stand_in(tmp_path / "libraries"))
-    assert site.client.get(tracks).json()["speech"]["state"] == "none"
-    assert site.client.get(f"/media/{silent['id']}/tracks").json()["speech"] is None
-    path = f"/media/{talk['id']}/speech"
-    offer = site.client.get(f"{path}/offer").json()
-    assert offer == {"model": "small", "megabytes": 0, "seconds": pytest.approx(2, abs=0.2)}
-    assert site.client.get(path).json()["state"] == "none"  # looking begins nothing
-    assert "no such" in site.error(site.client.get(f"{path}.vtt"), 404)
-    assert site.client.post(path).json()["state"] == "making"
-    wait_until(lambda: site.client.get(path).json()["state"] == "ready", 60)
-    assert site.client.get(path).json()["lines"] == 2
-    vtt = site.client.get(f"{path}.vtt")
-    assert vtt.headers["content-type"].startswith("text/vtt") and "00:00:03.000 --> 00:00:04.000\ntone 0.6" in vtt.text
-    assert site.client.delete(path).json()["state"] == "ready"  # what is written stays
-    assert "no sound" in site.error(site.client.post(f"/media/{silent['id']}/speech"), 400)
-    site.store.remove_file("local", talk["id"])
-    assert not list((site.store.data_dir / "media").glob(f"??/{talk['digest']}*"))
