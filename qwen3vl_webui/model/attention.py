@@ -16,7 +16,6 @@ from torch.nn.attention.bias import causal_lower_right
 
 from qwen3vl_webui.model.planner import SCORES
 
-MOST_SCORES = SCORES  # of one step where they are held
 LEAST_ROWS = 64  # fewer keep too little of a GPU busy in the fused kernel
 
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -143,7 +142,7 @@ def attend_plainly(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The same by matrix products, on any device; a bounded number of scores at once."""
     heads, rows, size = query.shape
-    step = max(1, MOST_SCORES // (heads * key.shape[1]))
+    step = max(1, SCORES // (heads * key.shape[1]))
     answers, log_sums = [], []
     for at in range(0, rows, step):
         scores = (query[:, at : at + step] @ key.transpose(1, 2)).float().mul_(size**-0.5)  # (K, step, m)

@@ -133,7 +133,7 @@ def test_pieces_are_joined_exactly() -> None:
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_plain_products_equal_the_fused_kernel(masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qwen3vl_webui.model.attention.MOST_SCORES", 5 * KV_HEADS * 90)  # several steps
+    monkeypatch.setattr("qwen3vl_webui.model.attention.SCORES", 5 * KV_HEADS * 90)  # several steps
     query = torch.randn(KV_HEADS, 33, SIZE)
     key, value = torch.randn(KV_HEADS, 90, SIZE), torch.randn(KV_HEADS, 90, SIZE)
     mask = torch.rand(33, 90) < 0.3 if masked else None
