@@ -19,13 +19,13 @@ from torch import nn
 from torch.nn import functional
 
 from qwen3vl_webui.errors import EngineError, Unsupported
+from qwen3vl_webui.model.planner import FP8_BLOCK as BLOCK
 
 log = logging.getLogger(__name__)
 
-BLOCK = 128
 FEW = 16  # rows that a kernel reads the matrix once for
 CAPABILITY = (8, 9)
-UNQUANTIZED = ("model.visual", "lm_head")
+UNQUANTIZED = ("model.visual", "lm_head")  # full-name prefixes; "visual" alone would not match
 
 Packed = tuple[torch.Tensor, torch.Tensor]  # of E experts: e4m3 (E, out, in), float32 (E, out / 128, in / 128)
 

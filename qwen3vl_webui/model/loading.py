@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from qwen3vl_webui.engine.contract import Message, ModelInfo, Role, SamplingParams
-from qwen3vl_webui.errors import EngineError, OutOfMemory, Unsupported
+from qwen3vl_webui.errors import OutOfMemory, Unsupported
 from qwen3vl_webui.model import experts, fp8, rope, tower
 from qwen3vl_webui.model.checkpoint import (
     Progress,
@@ -33,14 +33,12 @@ from qwen3vl_webui.model.checkpoint import (
     resolve_auto,
 )
 from qwen3vl_webui.model.inputs import Vocabulary, encode
-from qwen3vl_webui.model.planner import Shape, Weights, allowed, choose, weight_bytes
-from qwen3vl_webui.model.planner import plan as plan_memory
+from qwen3vl_webui.model.planner import Shape, Weights, weight_bytes
+from qwen3vl_webui.model.quantization import check_quantized, fp8_config, pick_quantization, quantization_config
 from qwen3vl_webui.model.rope import RopePlan
 from qwen3vl_webui.settings import DEMO_MODEL, MODELS, Hub, KVCacheKind, Quantization
 
 log = logging.getLogger(__name__)
-
-UNQUANTIZED = ["model.visual", "lm_head"]  # full-name prefixes; "visual" alone would not match
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,33 +147,6 @@ def pick_device(device: str | None) -> torch.device:
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def pick_quantization(
-    name: str,
-    shape: Shape,
-    memory_free: int,
-    quantization: Quantization | Weights,
-    kv_cache: KVCacheKind,
-    context_length: int | None,
-) -> Weights:
-    """On CUDA, by the planner. Raises OutOfMemory when the context that was asked for cannot be held at all."""
-    found = choose(shape, memory_free, context_length, quantization, kv_cache)
-    if found is not None:
-        return found.quantization
-    smallest = min(
-        (
-            plan_memory(shape, weights, context_length or 0, kv)
-            for weights, kv in allowed(shape, quantization, kv_cache)
-        ),
-        key=lambda each: each.bytes,
-    )
-    if context_length is not None:
-        raise OutOfMemory(
-            f"{name} with {context_length:,} tokens of context needs at least {smallest.bytes / 1e9:.1f} GB and "
-            f"{memory_free / 1e9:.1f} GB are free: lower --context-length; `python app.py --plan` shows what fits."
-        )
-    return smallest.quantization
-
-
 def refuse_too_big(name: str, needed: int, place: torch.device) -> None:
     """Before anything is read: a machine that runs out of memory while loading tells nobody why.
 
@@ -194,42 +165,8 @@ def refuse_too_big(name: str, needed: int, place: torch.device) -> None:
         )
 
 
-def quantization_config(quantization: Weights, dtype: torch.dtype) -> Any:
-    from transformers import BitsAndBytesConfig
-
-    if quantization == "8bit":
-        # it casts every input to float16 itself, and says so at every call
-        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=UNQUANTIZED)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=UNQUANTIZED,
-    )
-
-
-def fp8_config(config: Mapping[str, Any], *, dequantize: bool) -> Any:
-    from transformers import FineGrainedFP8Config
-
-    kept = config["quantization_config"].get("modules_to_not_convert") or []
-    return FineGrainedFP8Config(modules_to_not_convert=[*kept, *fp8.UNQUANTIZED, experts.NAME], dequantize=dequantize)
-
-
 def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def check_quantized(model: nn.Module) -> None:
-    """By module type: some linears of the text layers are quantized, none of the vision tower and not the head."""
-    from bitsandbytes.nn import Linear4bit, Linear8bitLt
-
-    quantized = {name for name, module in model.named_modules() if isinstance(module, Linear4bit | Linear8bitLt)}
-    wrong = sorted(name for name in quantized if name.startswith(tuple(UNQUANTIZED)))
-    if wrong:
-        raise EngineError(f"The vision tower or the head was quantized ({wrong[0]}): use --quantization none.")
-    if not quantized:
-        raise EngineError("No weight was quantized: use --quantization none.")
 
 
 @contextmanager

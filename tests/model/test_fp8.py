@@ -17,11 +17,12 @@ from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQu
 from qwen3vl_webui.engine.local import LocalEngine
 from qwen3vl_webui.errors import EngineError, Unsupported
 from qwen3vl_webui.media.upload import open_upload
-from qwen3vl_webui.model import fp8, loading
+from qwen3vl_webui.model import fp8
 from qwen3vl_webui.model.forward import Joined
 from qwen3vl_webui.model.fp8 import Fp8Linear, joined, unpacked_plainly
 from qwen3vl_webui.model.loading import LoadedModel, load
 from qwen3vl_webui.model.planner import KNOWN, linear_bytes, plan, weight_bytes
+from qwen3vl_webui.model.quantization import pick_quantization
 from qwen3vl_webui.prompt import Attached, Draft, lay_out
 from qwen3vl_webui.settings import DEMO_MODEL
 from tests.engine.conftest import ask, picture, read_pixels
@@ -165,7 +166,7 @@ def test_the_planner_counts_them() -> None:
     four = KNOWN["4b"]
     assert weight_bytes(four, "8bit") * 0.99 < weight_bytes(four, "fp8") < weight_bytes(four, "none") * 0.65
     assert plan(four, "fp8", 262_144, "int4").parts["unpacked"] == 2 * 9728 * 2560 * 2
-    assert loading.pick_quantization("4b-fp8", four, 24 * 10**9, "fp8", "auto", 262_144) == "fp8"
+    assert pick_quantization("4b-fp8", four, 24 * 10**9, "fp8", "auto", 262_144) == "fp8"
 
 
 # Layers

@@ -17,8 +17,9 @@ from qwen3vl_webui.errors import EngineError, OutOfMemory, Unsupported
 from qwen3vl_webui.model import loading
 from qwen3vl_webui.model.checkpoint import Progress
 from qwen3vl_webui.model.inputs import frame_patches
-from qwen3vl_webui.model.loading import LoadedModel, load, pick_quantization
+from qwen3vl_webui.model.loading import LoadedModel, load
 from qwen3vl_webui.model.planner import GIB, KNOWN
+from qwen3vl_webui.model.quantization import pick_quantization
 from tests.tiny import tiny_checkpoint, write_json
 
 
