@@ -13,9 +13,10 @@ from typing import Any, NamedTuple, assert_never
 from qwen3vl_webui.conversation import State, Turn
 from qwen3vl_webui.engine.contract import Engine, FinishEvent, GenerationRequest, PrefillEvent, TokenEvent
 from qwen3vl_webui.errors import Conflict, EngineError, NotFound, Overloaded, UserError
+from qwen3vl_webui.looks import Look
 from qwen3vl_webui.media.values import Cue
 from qwen3vl_webui.store.store import Store
-from qwen3vl_webui.zoom import Closer, Look, look_closer
+from qwen3vl_webui.zoom import Closer, look_closer
 
 log = logging.getLogger(__name__)
 

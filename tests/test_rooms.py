@@ -51,7 +51,7 @@ NEVER = {
         *ours("page", "model", "engine.local", "engine.remote", "store", "jobs", *SERVING),
     ],
     **dict.fromkeys(
-        ("focus.py", "draft.py", "showing.py", "fitting.py", "layout.py", "exchanges.py"),
+        ("focus.py", "draft.py", "showing.py", "fitting.py", "layout.py", "exchanges.py", "looks.py", "zoom.py"),
         [
             *DECODERS,
             *DEEP_LEARNING,
@@ -61,13 +61,6 @@ NEVER = {
         ],
     ),
     "store/": [*SERVERS, "gradio", *ours("engine", "model", "page", "prompt", "jobs", *SERVING)],
-    "zoom.py": [
-        *DECODERS,
-        *DEEP_LEARNING,
-        *SERVERS,
-        "gradio",
-        *ours("page", "model", "engine.local", "engine.remote", "store", "jobs", "prompt", *SERVING),
-    ],
     "jobs.py": [*SERVERS, "gradio", *ours("engine.local", "engine.remote", "model", "page", *SERVING)],
     "engine/": [*SERVERS, "gradio", *ours("page", "store", "jobs", "prompt", *SERVING)],
     "engine/contract.py": ours("model", "media.video", "media.image", "engine.local", "engine.remote"),

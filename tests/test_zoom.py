@@ -16,12 +16,13 @@ from qwen3vl_webui.engine.contract import (
     TokenEvent,
 )
 from qwen3vl_webui.errors import EngineError
+from qwen3vl_webui.looks import Look, find_looks, joined, spans_of, wants_closer
 from qwen3vl_webui.media.sampling import plan_frames
 from qwen3vl_webui.media.segments import Segment, Storyboard
 from qwen3vl_webui.media.upload import open_upload
 from qwen3vl_webui.media.values import Clip, Cue, FramePlan
 from qwen3vl_webui.media.video import read_times
-from qwen3vl_webui.zoom import Closer, Look, find_looks, joined, look_closer, spans_of, wants_closer
+from qwen3vl_webui.zoom import Closer, look_closer
 from tests.clips import colour_clip
 from tests.scripted_engine import Gate, ScriptedEngine
 
