@@ -22,9 +22,9 @@ from qwen3vl_webui.errors import EngineError, OutOfMemory, UserError
 from qwen3vl_webui.model.cache import KVCache, SlabFull
 from qwen3vl_webui.model.drafts import Drafts
 from qwen3vl_webui.model.forward import Run, TextModel
-from qwen3vl_webui.model.graphs import Decoder, Next
+from qwen3vl_webui.model.graphs import GUESSING, Decoder, Next
 from qwen3vl_webui.model.loading import LoadedModel
-from qwen3vl_webui.model.planner import round_up
+from qwen3vl_webui.model.planner import round_up, weight_bytes
 from qwen3vl_webui.model.reading import Chunk, PromptReading
 from qwen3vl_webui.model.streaming import AnswerText
 from qwen3vl_webui.model.vision import Vision
@@ -68,6 +68,7 @@ class Scheduler:
         self._never = forbidden.cpu().numpy()
         # A guess that proves wrong leaves rows behind; a format that works in groups of tokens may not have them.
         self.drafting = cache.format.group == 1
+        self._weight_bytes = weight_bytes(loaded.shape, loaded.weights, loaded.dtype.itemsize)
         self._owed = 0.0  # seconds of writing before the next chunk
         self._thread = threading.Thread(target=self._serve, name="inference", daemon=True)
         self._thread.start()
@@ -252,6 +253,8 @@ class Scheduler:
         drafts = [self._draft(writer) for writer in writers]
         if self._decoder is not None and reader is None and not any(drafts):
             return self._write_together(self._decoder, writers)
+        if self._decoder is not None and reader is None and self._few_and_short(writers, drafts):
+            return self._check_together(self._decoder, writers, drafts)
         embedded, cos_sin, runs = [], [], []
         chunk: Chunk | None = None
         began = time.monotonic()
@@ -279,7 +282,7 @@ class Scheduler:
             runs,
             chunk.deepstack if chunk is not None else None,
         )
-        ready = [(writer, draft) for writer, draft in zip(writers, drafts, strict=True)]
+        ready = list(zip(writers, drafts, strict=True))
         if reader is not None and chunk is not None:
             read = chunk.end - chunk.start
             whole = chunk.end == reader.work.total
@@ -292,6 +295,10 @@ class Scheduler:
             self._was_read(reader, chunk, time.monotonic() - began)
         for writer in writers:
             writer.slot.keys.append(writer.writing.ids[-1])
+        self._write_each(ready, logits)
+
+    def _write_each(self, ready: list[tuple[Running, list[int]]], logits: torch.Tensor) -> None:
+        """`logits` (rows, vocabulary): of each the row of its last token, then those of what was guessed after it."""
         for (running, draft), rows_of in zip(ready, logits.split([1 + len(draft) for _, draft in ready]), strict=True):
             try:
                 self._write(running, rows_of, draft)
@@ -314,6 +321,29 @@ class Scheduler:
                 self._write(writer, row[None], [], token if answer.sampler is not None else None)
             except Exception as error:  # the others of this step are whole
                 self._fail(writer, error)
+
+    def _few_and_short(self, writers: list[Running], drafts: list[list[int]]) -> bool:
+        """Whether guesses are read in the step that is recorded. There each row reads its whole conversation anew,
+        which must not be more than reading the weights once more; and the slab must have room as it is."""
+        rows = sum(1 + len(draft) for draft in drafts)
+        padded = next((count for count in GUESSING if count >= rows), None)
+        longest = max(writer.slot.length for writer in writers)
+        if padded is None or longest + padded > self._cache.capacity:
+            return False
+        return (padded - len(writers)) * longest * self._cache.bytes_per_token <= self._weight_bytes
+
+    def _check_together(self, decoder: Decoder, writers: list[Running], drafts: list[list[int]]) -> None:
+        """As `_forward` for the last token of each and what was guessed after it."""
+        rows: list[Next] = []
+        for writer, draft in zip(writers, drafts, strict=True):
+            tokens = [writer.writing.ids[-1], *draft]
+            turns = zip(*(part.split(1) for part in writer.turns(len(tokens))), strict=True)
+            for ahead, (token, (cos, sin)) in enumerate(zip(tokens, turns, strict=True)):
+                rows.append(Next(token, writer.slot, (cos, sin), None, ahead))
+        logits = decoder.check(rows)
+        for writer in writers:
+            writer.slot.keys.append(writer.writing.ids[-1])
+        self._write_each(list(zip(writers, drafts, strict=True)), logits)
 
     def _was_read(self, reader: Running, chunk: Chunk, seconds: float) -> None:
         assert reader.reading is not None

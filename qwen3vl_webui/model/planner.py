@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from qwen3vl_webui.model.drafts import MOST
 from qwen3vl_webui.settings import KVCacheKind, Quantization
 
 KVFormat = Literal["bf16", "int8", "int4"]  # bf16: whatever the model computes in, float32 on a CPU
@@ -27,6 +28,7 @@ ROTATED = 640  # bytes of cos and sin of a patch, at most
 PATCH_VALUES = 1536  # of one patch: 3 channels, 2 frames, 16 x 16
 CHOSEN = 8  # experts of a token, in every published mixture
 DECODING = 4  # answers written at once
+GUESSED = 1 + MOST  # rows of an answer at most: its last token and the guesses after it
 CONTEXT = GIB // 2  # of CUDA, there as soon as a device is used (calculated)
 FRAGMENTATION = GIB // 2  # (calculated)
 OTHERS = GIB  # of a card's memory, left to the display and other programs by `--plan`
@@ -254,6 +256,8 @@ def working_parts(shape: Shape, kv: KVFormat, element: int = 2, *, quantization:
     widest = max(  # of the layers that read the same rows at once
         (shape.heads + 2 * shape.kv_heads) * shape.head_dim, 2 * (shape.expert_intermediate or shape.intermediate)
     )
+    drawing = DECODING * (element + 8 * 4)  # logits, and what drawing a token makes of them
+    guessing = DECODING * GUESSED * (element + 4)  # logits behind every guess, which int4 never makes
     hidden = shape.vision_hidden
     tower = max(
         PATCH_VALUES * element + 16 * hidden,  # positions interpolated from four in float32
@@ -268,7 +272,7 @@ def working_parts(shape: Shape, kv: KVFormat, element: int = 2, *, quantization:
         "unpacked": widest * shape.hidden * element if quantization == "fp8" else 0,
         "pictures": VISION_ROWS * tower,
         "features": CHUNK * (1 + shape.taps) * shape.hidden * element,
-        "logits": DECODING * shape.vocabulary * (element + 8 * 4),  # and what drawing a token makes of them
+        "logits": shape.vocabulary * max(drawing, 0 if kv == "int4" else guessing),
         "workspace": CONTEXT + FRAGMENTATION,
     }
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +15,12 @@ from qwen3vl_webui import model
 from qwen3vl_webui.engine import local
 from qwen3vl_webui.engine.contract import GenerationRequest, SamplingParams
 from qwen3vl_webui.engine.local import LocalEngine
+from qwen3vl_webui.model.graphs import Next
 from qwen3vl_webui.model.inputs import encode
 from qwen3vl_webui.model.planner import FORMATS, KVFormat
 from tests.engine.conftest import GREEDY, Load, Open, ask, follow_up, picture, video
 from tests.engine.test_local import run, run_ids, stock_ids, stock_model
+from tests.engine.test_scheduler import obsess
 
 if sys.platform != "linux":
     pytest.skip("Triton is made for Linux", allow_module_level=True)
@@ -77,6 +80,49 @@ def test_the_next_turn_reads_what_the_kernels_wrote(opened: OpenWith) -> None:
     more = follow_up(request, text, "Where?")
     _, finish, ids = run_ids(engine, more)
     assert finish.reused_tokens > 0 and ids == run_ids(plain, more)[2]
+
+
+@pytest.mark.parametrize("kv", ["bf16", "int8"])
+def test_guesses_are_checked_in_the_same_step_and_change_nothing(opened: OpenWith, kv: KVFormat) -> None:
+    """Greedily, and drawn with a penalty; two at once, of which one may guess and the other not."""
+    penalized = SamplingParams(temperature=0.2, seed=3, presence_penalty=0.2, max_tokens=7)
+    asked = [
+        ask("on and on and on and on and", sampling=replace(GREEDY, max_tokens=7), conversation="a"),
+        ask("word " * 20, sampling=penalized, conversation="b"),
+    ]
+    written = []
+    for drafting in (False, True):
+        engine = opened(kv, "kernels", endless=True)
+        scheduler = engine._scheduler
+        scheduler.drafting = drafting
+        run(engine, ask("?", sampling=replace(GREEDY, max_tokens=1)))  # the decoder is there
+        checked: list[int] = []
+        decoder = scheduler._decoder
+        assert decoder is not None
+
+        def watched(rows: list[Next], check: Callable[..., Any] = decoder.check, seen: list[int] = checked) -> Any:
+            seen.append(len(rows))
+            return check(rows)
+
+        decoder.check = watched  # type: ignore[method-assign, assignment]
+        obsess(engine, "a")
+        with ThreadPoolExecutor(2) as threads:
+            written.append(list(threads.map(lambda request: run(engine, request)[0], asked)))  # noqa: B023
+        assert bool(checked) == drafting
+    assert written[0] == written[1]
+
+
+def test_guesses_about_a_long_conversation_are_read_in_one_pass(opened: OpenWith) -> None:
+    """Else each would read all of it anew."""
+    engine = opened("bf16", "kernels", endless=True)
+    run(engine, ask("?", sampling=replace(GREEDY, max_tokens=2)))
+    scheduler = engine._scheduler
+    work = ask("on and on and on and on and", sampling=replace(GREEDY, max_tokens=6), conversation="a")
+    assert scheduler._decoder is not None
+    scheduler._decoder.check = None  # type: ignore[method-assign, assignment]
+    scheduler._weight_bytes = 0
+    obsess(engine, "a")
+    assert run(engine, work)[1].completion_tokens == 6
 
 
 def test_a_cpu_writes_without_them(opened: OpenWith) -> None:
