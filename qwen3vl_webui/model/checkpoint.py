@@ -272,7 +272,7 @@ def check(folder: Path) -> dict[str, Any]:
         raise Unsupported(f"{folder.name} is not a Qwen3-VL checkpoint (its type is {kind!r}): choose {short_names()}.")
     if missing := missing_files(folder):
         raise NotFound(f"The checkpoint in {folder} lacks {', '.join(missing)}: fetch it again.")
-    is_fp8(config)
+    is_fp8(config)  # raises Unsupported for another quantization
     vision = config.get("vision_config") or {}
     fixed = {"patch_size": PATCH, "spatial_merge_size": MERGE, "temporal_patch_size": 2, "in_channels": 3}
     for name, value in fixed.items():

@@ -15,7 +15,7 @@ from torch import nn
 
 from qwen3vl_webui.errors import Unsupported
 from qwen3vl_webui.model.checkpoint import Progress, Report, damaged
-from qwen3vl_webui.model.fp8 import BLOCK, Fp8Experts, Packed, has_kernels, unpacked_plainly
+from qwen3vl_webui.model.fp8 import ANOTHER_WAY, BLOCK, Fp8Experts, Packed, has_kernels, unpacked_plainly
 
 NAME = "mlp.experts"
 
@@ -103,10 +103,7 @@ class Files:
     def apart(self, prefix: str, count: int, hidden: int, inner: int) -> tuple[Packed, Packed]:
         """Of matrices that stand for themselves, (out, in) each."""
         if inner % BLOCK:  # the blocks of gate and up would not stand below each other
-            raise Unsupported(
-                "This checkpoint is quantized in a way that is not done here: take the plain one and choose "
-                "--quantization 8bit or 4bit, or Qwen's own FP8 one."
-            )
+            raise Unsupported(ANOTHER_WAY)
         shapes = {"gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner)}
         stacks: dict[str, Packed] = {}
         for name, shape in shapes.items():

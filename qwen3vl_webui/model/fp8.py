@@ -26,6 +26,10 @@ log = logging.getLogger(__name__)
 FEW = 16  # rows that a kernel reads the matrix once for
 CAPABILITY = (8, 9)
 UNQUANTIZED = ("model.visual", "lm_head")  # full-name prefixes; "visual" alone would not match
+ANOTHER_WAY = (
+    "This checkpoint is quantized in a way that is not done here: take the plain one and choose --quantization 8bit or "
+    "4bit, or Qwen's own FP8 one."
+)
 
 Packed = tuple[torch.Tensor, torch.Tensor]  # of E experts: e4m3 (E, out, in), float32 (E, out / 128, in / 128)
 
@@ -37,10 +41,7 @@ def is_fp8(config: Mapping[str, Any]) -> bool:
         return False
     expected = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [BLOCK, BLOCK]}
     if not isinstance(given, dict) or any(given.get(name, value) != value for name, value in expected.items()):
-        raise Unsupported(
-            "This checkpoint is quantized in a way that is not done here: take the plain one and choose --quantization "
-            "8bit or 4bit, or Qwen's own FP8 one."
-        )
+        raise Unsupported(ANOTHER_WAY)
     return True
 
 
@@ -72,6 +73,15 @@ def unpacked_plainly(weight: torch.Tensor, scales: torch.Tensor, dtype: torch.dt
     return (weight.float() * scales).to(dtype)
 
 
+def times(rows: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor, *, triton: bool) -> torch.Tensor:
+    """(..., out) of rows (..., in), the matrix made exact for the moment."""
+    if not triton:
+        return functional.linear(rows, unpacked_plainly(weight, scales, rows.dtype))
+    from qwen3vl_webui.model.fp8_kernels import unpack
+
+    return functional.linear(rows, unpack(weight, scales, rows.dtype))
+
+
 class Fp8Linear(nn.Module):
     """weight float8_e4m3fn (out, in), scales float32 (out / 128, in / 128), both rounded up."""
 
@@ -82,14 +92,12 @@ class Fp8Linear(nn.Module):
         self.triton = triton
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:  # (..., in) -> (..., out)
-        if not self.triton:
-            return functional.linear(rows, unpacked_plainly(self.weight, self.scales, rows.dtype))
-        from qwen3vl_webui.model import fp8_kernels
-
         flat = rows.reshape(-1, rows.shape[-1])
-        if len(flat) <= FEW:
-            return fp8_kernels.multiply(flat, self.weight, self.scales).view(*rows.shape[:-1], -1)
-        return functional.linear(rows, fp8_kernels.unpack(self.weight, self.scales, rows.dtype))
+        if not self.triton or len(flat) > FEW:
+            return times(rows, self.weight, self.scales, triton=self.triton)
+        from qwen3vl_webui.model.fp8_kernels import multiply
+
+        return multiply(flat, self.weight, self.scales).view(*rows.shape[:-1], -1)
 
 
 class Fp8Experts(nn.Module):
@@ -120,20 +128,14 @@ class Fp8Experts(nn.Module):
             answers = rows.new_empty(count * most, rows.shape[1])
             for expert in chosen.unique().tolist():
                 own = (chosen == expert).nonzero()[:, 0]
-                inner = self.gated(self.times(rows[own // most], self.gate_up[expert], self.gate_up_scales[expert]))
-                answers[own] = self.times(inner, self.down[expert], self.down_scales[expert])
+                gate_up, down = self.gate_up[expert], self.down[expert]
+                inner = times(rows[own // most], gate_up, self.gate_up_scales[expert], triton=self.triton)
+                answers[own] = times(self.gated(inner), down, self.down_scales[expert], triton=self.triton)
         return torch.bmm(shares.to(rows.dtype)[:, None], answers.view(count, most, -1))[:, 0]
 
     def gated(self, inner: torch.Tensor) -> torch.Tensor:
         gate, up = inner.chunk(2, -1)
         return self.activation(gate) * up
-
-    def times(self, rows: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-        if not self.triton:
-            return functional.linear(rows, unpacked_plainly(weight, scales, rows.dtype))
-        from qwen3vl_webui.model.fp8_kernels import unpack
-
-        return functional.linear(rows, unpack(weight, scales, rows.dtype))
 
 
 def joined(modules: Sequence[Any]) -> Fp8Linear | None:
