@@ -8,8 +8,27 @@ const PARTS = 12; // of the video, a picture each
 const SOON = 500, LATER = 1500; // ms between two questions to the server; later, when it takes long
 const PATIENCE = 10_000; // ms
 
-/** `ask` is called with the second of a picture that is pressed. */
-export function board(stored, ask) {
+/** Those of the long videos attached; `ask` is called with the second of a picture that is pressed. */
+export function boards(ask) {
+  const element = h("div.qv-boards");
+  const shown = new Map(); // by file id
+  return {
+    element,
+    show(files) {
+      const wanted = files.filter((file) => file.looked_through);
+      for (const [id, each] of shown) if (!wanted.some((file) => file.id === id)) { each.close(); shown.delete(id); }
+      for (const file of wanted) {
+        if (!shown.has(file.id)) shown.set(file.id, board(file, ask));
+        const own = shown.get(file.id).element;
+        if (own.parentElement !== element) element.append(own);
+      }
+      element.hidden = !wanted.length;
+    },
+    draw() { for (const each of shown.values()) each.draw(); },
+  };
+}
+
+function board(stored, ask) {
   const words = h("div.qv-board-words", { role: "status" });
   const strip = h("div.qv-board-strip", { role: "group", label_t: "board" });
   const element = h("div.qv-board", {}, strip, words);

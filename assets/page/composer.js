@@ -2,7 +2,7 @@
 
 import { bytes, clock, fill, h, icon, iconButton, language, number, sentenceOf, t } from "./dom.js";
 import { address, ask, command, emit, isRunning, on, serve, state } from "./session.js";
-import { board } from "./board.js";
+import { boards } from "./board.js";
 import { preview } from "./thread.js";
 import { drawNamed } from "./named.js";
 import { openPath, upload } from "./upload.js";
@@ -10,7 +10,7 @@ import { openPath, upload } from "./upload.js";
 const ACCEPT = { image: "image/*", video: "video/*,.mkv,.avi,.ts", document: "application/pdf,.pdf", subtitles: ".srt,.vtt,.ass,.ssa,.sub" };
 const PAUSE = 350; // ms of stillness before the cost is counted
 
-let box, chips, boards, presets, meter, named, lacking, trouble, button, picker, pathRow, pathBox;
+let box, chips, looked, presets, meter, named, lacking, trouble, button, picker, pathRow, pathBox;
 let items = []; // uploads and stored files of the message being written
 let task = "";
 
@@ -19,7 +19,7 @@ export function mount({ element, server }) {
   const root = element.firstElementChild;
   trouble = h("div.qv-trouble", { role: "alert", hidden: true });
   chips = h("div.qv-chips");
-  boards = h("div.qv-boards");
+  looked = boards(askAbout);
   presets = h("div.qv-presets", { role: "group" });
   meter = h("div.qv-meter");
   named = h("div.qv-named", { role: "status", hidden: true });
@@ -32,7 +32,7 @@ export function mount({ element, server }) {
   fill(root,
     presets,
     h("div.qv-card-box", {},
-      trouble, chips, boards, pathRow, box, named, lacking,
+      trouble, chips, looked.element, pathRow, box, named, lacking,
       h("div.qv-tools", {},
         iconButton("attach", "add_files", () => choose(), { id: "qv-attach" }),
         window.qvPage?.mediaFolder && iconButton("folder", "open_path", () => { pathRow.hidden = !pathRow.hidden; if (!pathRow.hidden) pathBox.focus(); }),
@@ -102,7 +102,7 @@ function listen() {
   on("thread", ({ other }) => { draw(); drawPresets(); if (other) count(0); });
   on("options", () => count());
   on("status", () => { draw(); count(); });
-  on("language", () => { draw(); drawChips(); for (const each of looked.values()) each.draw(); drawPresets(); complain(...complaint); drawMeter(lastPrice); });
+  on("language", () => { draw(); drawChips(); looked.draw(); drawPresets(); complain(...complaint); drawMeter(lastPrice); });
   on("choose", choose);
   on("example", example);
   on("new", () => { clear(); box.focus(); });
@@ -184,20 +184,7 @@ async function example(chosen) {
 function drawChips() {
   fill(chips, items.map(chip));
   chips.hidden = !items.length;
-  drawBoards();
-}
-
-const looked = new Map(); // file id -> the pictures of a long video, while it is attached
-
-function drawBoards() {
-  const wanted = stored().filter((file) => file.looked_through);
-  for (const [id, each] of looked) if (!wanted.some((file) => file.id === id)) { each.close(); looked.delete(id); }
-  for (const file of wanted) {
-    if (!looked.has(file.id)) looked.set(file.id, board(file, askAbout));
-    const { element } = looked.get(file.id);
-    if (element.parentElement !== boards) boards.append(element);
-  }
-  boards.hidden = !wanted.length;
+  looked.show(stored());
 }
 
 /** The second of a picture, written into the question. */
