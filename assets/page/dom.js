@@ -165,6 +165,9 @@ export function clock(seconds) {
   return (hours ? `${hours}:${pad(minutes)}` : `${minutes}`) + `:${pad(whole % 60)}${tail}`;
 }
 
+/** What is still to come of some work, about. */
+export const timeLeft = (seconds) => (seconds < 90 ? t("seconds_left", { n: Math.ceil(seconds) }) : t("minutes_left", { n: Math.ceil(seconds / 60) }));
+
 /** "1:30:05", "45:10", "47.5" -> seconds; null when it is none of them, undefined when empty. */
 export function seconds(text) {
   if (!text.trim()) return undefined;

@@ -1,6 +1,6 @@
 // Writing down what is said, where the server can: what it takes, how far it is, and its lines as subtitles.
 
-import { fill, h, icon, number, sentenceOf, t } from "./dom.js";
+import { fill, h, icon, number, sentenceOf, t, timeLeft } from "./dom.js";
 import { address, emit } from "./session.js";
 
 const AGAIN = 1000; // ms
@@ -22,7 +22,7 @@ export function speechTools(file, written) {
   }
 
   async function act(method) {
-    try { show(await call(method)); } catch (error) { fail(sentenceOf(error?.message ? error : { message: t("lost_connection") })); }
+    try { show(await call(method)); } catch (error) { fail(error); }
   }
 
   async function offer() {
@@ -33,10 +33,11 @@ export function speechTools(file, written) {
       fill(element,
         h("span.qv-grow", {}, t("speech_offer", { model: told.model, minutes: number(minutes) }), " ", told.megabytes ? t("speech_download", { megabytes: number(told.megabytes) }) : ""),
         button("speech_start", () => act("POST")), button("cancel", () => show({ state: "none" })));
-    } catch (error) { fail(sentenceOf(error?.message ? error : { message: t("lost_connection") })); }
+    } catch (error) { fail(error); }
   }
 
-  function fail(sentence) {
+  function fail(error) {
+    const sentence = sentenceOf(error?.message ? error : { message: t("lost_connection") });
     fill(element, icon("warn", 14), h("span.qv-grow", {}, sentence), button("close", () => show({ state: "none" })));
   }
 
@@ -46,13 +47,13 @@ export function speechTools(file, written) {
     if (element.hidden) return;
     element.dataset.state = told.state;
     if (told.state === "none") fill(element, h("button.qv-small", { type: "button", onclick: offer }, icon("words", 14), h("span", { t: "speech_write" })));
-    else if (told.state === "failed") fail(sentenceOf({ message: told.sentence }));
+    else if (told.state === "failed") fail({ message: told.sentence });
     else if (told.state === "ready") {
       fill(element, icon("words", 14), h("span", {}, told.lines ? t("speech_done", { n: number(told.lines) }) : t("speech_nothing")));
       if (told.lines && !isWritten) { isWritten = true; written(`${path}.vtt`, told.language); emit("options"); } // its price is another
     } else {
       const percent = Math.floor(100 * told.progress);
-      const left = told.left === null ? "" : told.left < 90 ? t("seconds_left", { n: Math.ceil(told.left) }) : t("minutes_left", { n: Math.ceil(told.left / 60) });
+      const left = told.left === null ? "" : timeLeft(told.left);
       fill(element, h("span.qv-pulse"),
         h("span.qv-grow", {}, [told.stage === "listening" ? t("speech_listening", { percent }) : t(`speech_${told.stage}`), left].filter(Boolean).join(" · ")),
         button("cancel", () => act("DELETE")));

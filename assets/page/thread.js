@@ -1,6 +1,6 @@
 // The conversation in the middle: questions, answers as they stream, and what can be done with each.
 
-import { clock, fill, h, icon, iconButton, language, number, sentenceOf, t } from "./dom.js";
+import { clock, fill, h, icon, iconButton, language, number, sentenceOf, t, timeLeft } from "./dom.js";
 import { address, command, connect, emit, isRunning, isStale, on, state } from "./session.js";
 import { copy } from "./code.js";
 import { forget, show } from "./markdown.js";
@@ -291,8 +291,6 @@ function answer(turn) {
 
   return { row, update(next, isLast) { now = next; draw(isLast); } };
 }
-
-const timeLeft = (seconds) => (seconds < 90 ? t("seconds_left", { n: Math.round(seconds) }) : t("minutes_left", { n: Math.round(seconds / 60) }));
 
 /** The video an answer is about: the last one shown before it. */
 function filmOf(turn) {
