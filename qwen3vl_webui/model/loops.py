@@ -3,7 +3,8 @@
 A period of k tokens is a loop when its copies, one right after another, are many and long: `LENGTH` tokens in at least
 `REPEATS` copies (`RUN` tokens where k is 1). Twenty equal table rows, a refrain or a matrix of 16 x 16 zeros stay
 below. Rows that differ in counters only ("| 12 | none |", "| 13 | none |") have limits of their own, twice as wide, and
-count only where the rows hold words: a list of numbers is what some people ask for.
+count only where the rows hold words: a list of numbers is what some people ask for. At an answer's limit, where nothing
+more will come to tell, half as many tokens are a loop.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ PERIODS = np.arange(1, LONGEST + 1)
 SHOWN = -(-HOLD // PERIODS) * PERIODS  # repeated tokens that are shown of each period: whole copies
 LOOPED = np.maximum(LENGTH, REPEATS * PERIODS) - PERIODS
 LOOPED[0] = RUN - 1
+STUCK = np.maximum(LENGTH // 2, REPEATS * PERIODS) - PERIODS
+STUCK[0] = RUN // 2 - 1
 
 
 class Matches:
@@ -109,7 +112,15 @@ class LoopGuard:
     @property
     def loop(self) -> list[int] | None:
         """The tokens of one period when the answer is in a loop of equal copies."""
-        found = np.nonzero(self.plain.lengths >= LOOPED)[0]
+        return self._period(LOOPED)
+
+    @property
+    def stuck(self) -> list[int] | None:
+        """The same for an answer that may not become longer."""
+        return self._period(STUCK)
+
+    def _period(self, least: np.ndarray) -> list[int] | None:
+        found = np.nonzero(self.plain.lengths >= least)[0]
         if not len(found):
             return None
         period = int(found[0]) + 1

@@ -54,6 +54,16 @@ def test_a_loop_of_any_period_is_found_and_most_of_it_never_shown(period: int) -
     assert (shown - len(before)) % period <= 1, "whole copies are shown"
 
 
+@pytest.mark.parametrize("period", [1, 7, 50, 200])
+def test_at_the_limit_half_of_a_loop_is_one(period: int) -> None:
+    block = text(period, seed=2) if period > 1 else [WORDS[0]]
+    least = 128 if period == 1 else max(320, 6 * period)
+    guard = LoopGuard(DIGITS, letters)
+    for count, token in enumerate([*text(300, seed=1), *(block * (3000 // period))[: least + 2]]):
+        assert (guard.stuck is None) == (count - 300 < least)
+        guard.push(token)
+
+
 def test_the_loop_is_told_as_one_period() -> None:
     guard = LoopGuard(DIGITS, letters)
     for token in [*text(100), *[7, 8, 9] * 300]:

@@ -135,6 +135,23 @@ def test_an_answer_cut_by_its_length_while_held_back_is_shown_to_the_end(vocabul
     assert text == vocabulary.tokenizer.decode(ids[:200])
 
 
+def test_a_loop_at_the_limit_is_cut_though_it_is_only_half_as_long(vocabulary: Vocabulary) -> None:
+    """A short limit must not fill up with what the guard held back."""
+    model = looping(vocabulary, "Page ", "the dog opens;", "47 seconds.")
+    writing, text, _ = write(vocabulary, model, replace(GREEDY, max_tokens=400))
+    assert text.endswith("the dog opens;47 seconds.") and writing.reason == "stop"
+    assert "began to repeat itself" in writing.sentence and writing.count < 100
+
+
+def test_a_loop_at_the_limit_that_comes_back_ends_the_answer(vocabulary: Vocabulary) -> None:
+    block = ids_of(vocabulary, "abcdefghij")
+    writing, text, _ = write(
+        vocabulary, lambda ids: [block[0], block[len(ids) % 3 + 1], block[5]], replace(GREEDY, max_tokens=400)
+    )
+    assert writing.reason == "stop" and writing.given_up and len(text) < 400
+    assert vocabulary.tokenizer.decode(writing.ids) == text
+
+
 def test_reasoning_that_loops_is_led_to_the_answer(reasoning: Vocabulary) -> None:
     thought, answer = ids_of(reasoning, "Wait, what? "), [*ids_of(reasoning, "At 47 seconds."), reasoning.im_end]
     assert reasoning.end_think is not None
