@@ -2,7 +2,7 @@
 
     data_dir/store.sqlite          WAL, synchronous FULL: committed when a method returns
     data_dir/media/ab/abcd…        a file under its sha256; beside it `abcd….play.mp4`, its playable copy, and
-                                   `abcd….storyboard.json`, what changes in it when
+                                   `abcd….storyboard.json` and `abcd….speech.json`, what is known of it
     data_dir/media/incoming/       files on their way in
     data_dir/pictures/             thumbnails and page images, made again when missing
 
@@ -12,13 +12,11 @@ thread, and block: call them from a worker thread, not from an event loop.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import sqlite3
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -30,6 +28,7 @@ from qwen3vl_webui.conversation import Attachment, Conversation, Turn, new_id
 from qwen3vl_webui.errors import Conflict, MediaError, NotFound, StorageError
 from qwen3vl_webui.media.upload import open_upload
 from qwen3vl_webui.media.values import Media
+from qwen3vl_webui.store.database import Database
 from qwen3vl_webui.store.files import (
     Receiving,
     Room,
@@ -37,13 +36,10 @@ from qwen3vl_webui.store.files import (
     check_unchanged,
     clean,
     clean_name,
-    refusal,
     sync_folder,
-    writable,
 )
 from qwen3vl_webui.store.records import media_from, media_record, turn_from, turn_record
 
-SCHEMA_VERSION = 1
 LOCAL = "local"  # the owner of everything where one person uses the server
 FILE_LIMIT = 8 * 10**9  # bytes of one file
 QUOTA = 40 * 10**9  # bytes of all files of one owner; LOCAL has none, the disk is theirs
@@ -67,48 +63,22 @@ class Store:
         self.data_dir = data_dir
         self.file_limit = file_limit
         self.quota = quota
-        self._lock = threading.RLock()
         self._media: dict[str, Media] = {}
         self._incoming = data_dir / "media" / "incoming"
         try:
             data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)  # what people say is nobody else's on this machine
             self._incoming.mkdir(parents=True, exist_ok=True)
-            self._guard = open(data_dir / "lock", "a")  # noqa: SIM115  held until close
+            self._database = Database(data_dir)
         except OSError as error:
             raise StorageError(
                 f"The data folder {data_dir} cannot be written ({error.strerror}). Choose another with --data-dir."
             ) from error
-        try:
-            fcntl.flock(self._guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._guard.close()
-            raise StorageError(
-                f"Another server already uses the data folder {data_dir}. Stop it, or choose another with --data-dir."
-            ) from error
-        with self._sentences():
-            self._database = self._open_database(data_dir / "store.sqlite")
+        with self._database.sentences():
             self._sweep()
-
-    def _open_database(self, path: Path) -> sqlite3.Connection:
-        database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = FULL")
-        database.execute("PRAGMA foreign_keys = ON")
-        (version,) = database.execute("PRAGMA user_version").fetchone()
-        if version > SCHEMA_VERSION:
-            database.close()
-            raise StorageError(
-                f"The data folder {self.data_dir} was written by a newer version of this program. "
-                "Update it, or choose another folder with --data-dir."
-            )
-        if version == 0:
-            schema = Path(__file__).with_suffix(".sql").read_text()
-            database.executescript(f"BEGIN; {schema} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-        return database
 
     def _sweep(self) -> None:
         """What a killed server left: answers half written, files half received, media without a row."""
-        with self._transaction() as database:
+        with self._database.transaction() as database:
             database.execute("UPDATE turns SET state = 'aborted' WHERE state = 'partial'")
         for path in self._incoming.iterdir():
             path.unlink()
@@ -119,40 +89,7 @@ class Store:
                 path.unlink()
 
     def close(self) -> None:
-        with self._lock:
-            self._database.close()
-            self._guard.close()
-
-    @contextmanager
-    def _sentences(self) -> Iterator[None]:
-        """Turns what the disk refuses into a StorageError."""
-        try:
-            with writable(self.data_dir):
-                yield
-        except sqlite3.OperationalError as error:
-            disk = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
-            if error.sqlite_errorcode & 0xFF not in disk:
-                raise
-            raise refusal(self.data_dir, str(error)) from error
-        except sqlite3.DatabaseError as error:
-            if error.sqlite_errorcode & 0xFF not in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
-                raise
-            raise StorageError(
-                f"{self.data_dir / 'store.sqlite'} is damaged. Restore it from a backup, or move it away to start anew."
-            ) from error
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Committed, durable, when the block ends; nothing happened when it raises."""
-        with self._lock, self._sentences():
-            self._database.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._database
-                self._database.execute("COMMIT")
-            except BaseException:
-                if self._database.in_transaction:
-                    self._database.execute("ROLLBACK")
-                raise
+        self._database.close()
 
     # Files
 
@@ -194,7 +131,7 @@ class Store:
         before = os.fstat(file.fileno())
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         media = open_upload(path, digest)
-        with self._transaction() as database:
+        with self._database.transaction() as database:
             if (row := self._media_row(digest)) is None or row[1] is not None:
                 database.execute(
                     "INSERT INTO media VALUES (?, ?, ?, ?, ?) ON CONFLICT (digest) "
@@ -208,7 +145,7 @@ class Store:
         """Takes over a received file: looks into it, renames it to its digest, commits its row."""
         media = open_upload(path, digest)
         target = self.path_of(digest)
-        with self._no_orphan(digest), self._transaction() as database:
+        with self._no_orphan(digest), self._database.transaction() as database:
             row = self._media_row(digest)
             if row is None or row[1] is not None or not target.exists():
                 target.parent.mkdir(exist_ok=True)
@@ -229,7 +166,7 @@ class Store:
         try:
             yield
         except BaseException:
-            with self._lock:
+            with self._database.lock:
                 self._erase([digest])
             raise
 
@@ -276,7 +213,7 @@ class Store:
             "SELECT files.id, files.digest, name, size, created, purpose FROM files JOIN media USING (digest) "
             "WHERE files.id = ? AND owner = ?"
         )
-        with self._lock:
+        with self._database.lock:
             row = self._database.execute(select, (file_id, owner)).fetchone()
             if row is None:
                 raise NotFound("There is no such file here. Upload it again.", code="file_not_found")
@@ -293,13 +230,13 @@ class Store:
             "SELECT files.id, files.digest, name, size, created, purpose FROM files JOIN media USING (digest) "
             "WHERE owner = ? ORDER BY created DESC, files.rowid DESC"
         )
-        with self._lock:
+        with self._database.lock:
             return [self._stored(row) for row in self._database.execute(select, (owner,)).fetchall()]
 
     def media(self, attachment: Attachment | str) -> Media:
         """What a file holds, by attachment or file id. Raises NotFound, or MediaError when a linked file changed."""
         file_id = attachment if isinstance(attachment, str) else attachment.id
-        with self._lock:
+        with self._database.lock:
             row = self._database.execute("SELECT digest FROM files WHERE id = ?", (file_id,)).fetchone()
             if row is None:
                 raise NotFound("This file is no longer kept here. Upload it again.", code="file_not_found")
@@ -311,7 +248,7 @@ class Store:
 
     def remove_file(self, owner: str, file_id: str) -> None:
         """Raises Conflict while a conversation shows it."""
-        with self._transaction() as database:
+        with self._database.transaction() as database:
             stored = self._file(owner, file_id)
             if database.execute("SELECT 1 FROM shown WHERE file = ?", (file_id,)).fetchone():
                 raise Conflict("A conversation shows this file. Delete the conversation to remove it.")
@@ -322,7 +259,7 @@ class Store:
     def remove_unsent(self, before: float) -> None:
         """Files attached on the page earlier than `before` (epoch seconds) and never sent."""
         unsent = "purpose = '' AND created < ? AND id NOT IN (SELECT file FROM shown)"
-        with self._transaction() as database:
+        with self._database.transaction() as database:
             select = f"SELECT DISTINCT digest FROM files WHERE {unsent}"
             digests = [digest for (digest,) in database.execute(select, (before,))]
             database.execute(f"DELETE FROM files WHERE {unsent}", (before,))
@@ -340,7 +277,7 @@ class Store:
         return unused
 
     def _erase(self, digests: Iterable[str]) -> None:
-        with self._lock, self._sentences():
+        with self._database.lock, self._database.sentences():
             for digest in digests:
                 if self._media_row(digest) is not None:  # uploaded again meanwhile
                     continue
@@ -354,7 +291,7 @@ class Store:
             "SELECT coalesce(sum(size), 0) FROM media WHERE linked IS NULL AND digest IN "
             "(SELECT digest FROM files WHERE owner = ?)"
         )
-        with self._lock:
+        with self._database.lock:
             (used,) = self._database.execute(select, (owner,)).fetchone()
         return int(used)
 
@@ -369,7 +306,7 @@ class Store:
                 "WHERE conversation = conversations.id AND text LIKE :pattern ESCAPE '\\'))"
             )
         escaped = clean(search.strip()).replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-        with self._lock:
+        with self._database.lock:
             rows = self._database.execute(
                 select + " ORDER BY updated DESC, rowid DESC", {"owner": owner, "pattern": f"%{escaped}%"}
             ).fetchall()
@@ -377,7 +314,7 @@ class Store:
 
     def load(self, owner: str, conversation_id: str) -> Conversation:
         """Raises NotFound when there is no such conversation of this owner."""
-        with self._lock:
+        with self._database.lock:
             title, leaf, version = self._conversation_row(owner, conversation_id)
             rows = self._database.execute(
                 "SELECT id, state, text, thinking, record FROM turns WHERE conversation = ? ORDER BY position",
@@ -403,7 +340,7 @@ class Store:
         """
         version = conversation.version + 1
         title, now = clean(conversation.title), time.time()
-        with self._transaction() as database:
+        with self._database.transaction() as database:
             if conversation.version == 0:
                 taken = database.execute("SELECT owner FROM conversations WHERE id = ?", (conversation.id,)).fetchone()
                 if taken is not None:
@@ -446,7 +383,7 @@ class Store:
 
     def save_turn(self, owner: str, conversation_id: str, turn: Turn) -> int:
         """Writes one turn of a saved conversation; the new version. Raises NotFound when it was deleted."""
-        with self._transaction() as database:
+        with self._database.transaction() as database:
             *_, version = self._conversation_row(owner, conversation_id)
             changed = database.execute(
                 "UPDATE turns SET state = ?, text = ?, thinking = ?, record = ? WHERE conversation = ? AND id = ?",
@@ -461,7 +398,7 @@ class Store:
         return version + 1
 
     def rename(self, owner: str, conversation_id: str, title: str) -> None:
-        with self._transaction() as database:
+        with self._database.transaction() as database:
             *_, version = self._conversation_row(owner, conversation_id)
             database.execute(
                 "UPDATE conversations SET title = ?, version = ? WHERE id = ?",
@@ -470,7 +407,7 @@ class Store:
 
     def delete(self, owner: str, conversation_id: str) -> None:
         """And the files that only this conversation shows."""
-        with self._transaction() as database:
+        with self._database.transaction() as database:
             self._conversation_row(owner, conversation_id)
             select = "SELECT file, digest FROM shown JOIN files ON files.id = shown.file WHERE conversation = ?"
             files = database.execute(select, (conversation_id,)).fetchall()
