@@ -114,10 +114,10 @@ class LoopGuard:
         """The tokens of one period when the answer is in a loop of equal copies."""
         return self._period(LOOPED)
 
-    @property
-    def stuck(self) -> list[int] | None:
-        """The same for an answer that may not become longer."""
-        return self._period(STUCK)
+    def stuck(self, again: bool) -> list[int] | None:
+        """The same for an answer that may not become longer; of one that was in a loop before (`again`) all that is
+        held back is one."""
+        return self._period(SHOWN + 1 if again else STUCK)
 
     def _period(self, least: np.ndarray) -> list[int] | None:
         found = np.nonzero(self.plain.lengths >= least)[0]

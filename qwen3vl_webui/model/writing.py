@@ -93,7 +93,7 @@ class AnswerWriting:
             self._guard.push(token)
             if (period := self._guard.loop) is not None or self._guard.counting:
                 return self._leave_loop(period)
-            if self.count == self.most_tokens and (period := self._guard.stuck) is not None:
+            if self.count == self.most_tokens and (period := self._guard.stuck(self.rewinds > 0)):
                 return self._leave_loop(period)
             if self._guard.repeating and self.count < self.most_tokens:
                 return []

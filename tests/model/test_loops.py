@@ -60,7 +60,8 @@ def test_at_the_limit_half_of_a_loop_is_one(period: int) -> None:
     least = 128 if period == 1 else max(320, 6 * period)
     guard = LoopGuard(DIGITS, letters)
     for count, token in enumerate([*text(300, seed=1), *(block * (3000 // period))[: least + 2]]):
-        assert (guard.stuck is None) == (count - 300 < least)
+        assert (guard.stuck(False) is None) == (count - 300 < least)
+        assert (guard.stuck(True) is not None) == guard.repeating
         guard.push(token)
 
 
