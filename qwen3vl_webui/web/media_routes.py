@@ -25,6 +25,7 @@ from starlette.responses import FileResponse, Response
 from qwen3vl_webui.conversation import new_id
 from qwen3vl_webui.errors import MediaError, NotFound
 from qwen3vl_webui.media import storyboard
+from qwen3vl_webui.media.background import Cancelled
 from qwen3vl_webui.media.cutting import save_clip, save_picture
 from qwen3vl_webui.media.document import find_text, page_image
 from qwen3vl_webui.media.image import display_image
@@ -36,7 +37,7 @@ from qwen3vl_webui.store.store import Receiving, Stored
 from qwen3vl_webui.times import format_clock
 from qwen3vl_webui.web.byte_ranges import FileRange, is_known
 from qwen3vl_webui.web.disconnect import while_connected
-from qwen3vl_webui.web.playable import Cancelled, PlayableCopies
+from qwen3vl_webui.web.playable import PlayableCopies
 from qwen3vl_webui.web.protection import is_anonymous, owner_of
 from qwen3vl_webui.web.refusals import RefusingRoute
 from qwen3vl_webui.web.requested import requested_file, requested_video

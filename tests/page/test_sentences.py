@@ -23,7 +23,7 @@ from tests.page.conftest import House
 SOURCE = Path(errors.__file__).parent
 SILENT = ("api", "settings.py", "export.py")  # what programs and the command line are told
 ERRORS = {name for name, value in vars(errors).items() if isinstance(value, type)}
-TOLD = {"Opening": 1, "refuse": 1, "Playing": 2}  # other calls that take a sentence, and where
+TOLD = {"Opening": 1, "refuse": 1, "Playing": 2, "Background": 3}  # other calls that take a sentence, and where
 CAUSES = ("ENOSPC", "EACCES", "EROFS", "EDQUOT", "EIO", "ENOENT", "EISDIR", "ENOTDIR", "EPERM", "EMFILE", "EEXIST")
 WORDS = re.compile(r"[A-Za-z]+[ ,;]+[a-z]+")  # else a template is names and numbers only
 

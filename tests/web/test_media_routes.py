@@ -354,7 +354,7 @@ def test_a_copy_whose_film_was_deleted_is_made_again_when_it_comes_back(tmp_path
     copies = PlayableCopies(store)
     store.remove_file("local", film.id)
     copies.state(clip)
-    wait_until(lambda: clip.digest not in copies._states)
+    wait_until(lambda: copies._copies.known(clip.digest) is None)
     store.add_file("local", "film.avi", path)
     wait_until(lambda: copies.state(clip).play == "ready", 60)
     copies.close()
