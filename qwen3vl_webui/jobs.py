@@ -141,7 +141,7 @@ class Job:
                         self._news(closer=event.looks)
                     case FinishEvent():
                         closer = self._progress.closer
-                        spans = {"closer": [[look.start, look.end, *look.ways] for look in closer]} if closer else {}
+                        spans = {"closer": [look.record for look in closer]} if closer else {}
                         note = "\n".join(filter(None, (self._note, event.note)))
                         return self._end("done", note, statistics_of(event) | spans)
                     case _:

@@ -43,6 +43,11 @@ class Look:
     end: float
     ways: tuple[Way, ...] = ("named",)
 
+    @property
+    def record(self) -> list[float | Way]:
+        """As it is kept and the page is told it."""
+        return [self.start, self.end, *self.ways]
+
 
 def wants_closer(question: str) -> bool:
     """Whether a question asks for what a closer look can give: a time, every occurrence, exact words."""

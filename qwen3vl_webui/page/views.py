@@ -114,7 +114,7 @@ def view_progress(progress: Progress) -> dict[str, Any]:
             "waiting": progress.prefill.waiting,
             "seconds_left": None if progress.prefill.seconds_left is None else round(progress.prefill.seconds_left, 1),
         },
-        "closer": [[look.start, look.end, *look.ways] for look in progress.closer],
+        "closer": [look.record for look in progress.closer],
         "note": progress.note,
         "statistics": progress.statistics,
     }
