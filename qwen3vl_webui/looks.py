@@ -13,7 +13,7 @@ from qwen3vl_webui.engine.contract import Engine, likeness_of
 from qwen3vl_webui.media import storyboard as storyboards
 from qwen3vl_webui.media.segments import Storyboard
 from qwen3vl_webui.media.values import Clip, Cue, FramePlan
-from qwen3vl_webui.relevance import ASKING, choose_alike, choose_lines, words_of
+from qwen3vl_webui.relevance import choose_alike, choose_lines, words_asked, words_of
 from qwen3vl_webui.times import find_times
 
 NEAR_ENOUGH = 1.5  # seconds between moments below which a second look finds little new: short clips have one a second
@@ -85,7 +85,7 @@ def find_looks(
     for index in choose_lines(asked, [cue.text for cue in said]):
         start, end = said[index].start - AROUND_A_LINE, said[index].end + AROUND_A_LINE
         looks = with_look(looks, Look(max(plan.clip.start, start), min(plan.clip.end, end), ("said",)), plan)
-    wanted = {word for word in words_of(asked) if word not in ASKING}
+    wanted = set(words_asked(asked))
     for index in choose_lines(asked, told):
         shared = wanted & set(words_of(told[index]))
         if shared == wanted or len(shared) > 1:  # a red circle that was told of says nothing of a red star

@@ -45,12 +45,23 @@ def scores_of(question: str, texts: Sequence[str]) -> list[float]:
     return scores
 
 
+def best_first(scores: Sequence[float]) -> list[int]:
+    """The indexes of those above 0, the highest first."""
+    return sorted((index for index, score in enumerate(scores) if score > 0), key=lambda index: -scores[index])
+
+
+def near_best(scores: Sequence[float], most: int, share: float) -> list[int]:
+    """At most so many of `best_first`, with at least that share of the highest."""
+    best = best_first(scores)[:most]
+    return [index for index in best if scores[index] >= share * scores[best[0]]]
+
+
 def choose_pages(question: str, texts: Sequence[str], count: int) -> list[int]:
     """The indexes of `count` pages, rising: those nearest to the question, each with the page after it while there is
     room; where no page shares a word with it, pages spread evenly, the first among them."""
     count = min(count, len(texts))
     scores = scores_of(question, texts)
-    best = sorted((index for index, score in enumerate(scores) if score > 0), key=lambda index: -scores[index])
+    best = best_first(scores)
     chosen = set(best[:count])
     for index in best:
         if len(chosen) >= count:
@@ -75,21 +86,24 @@ ASKING = frozenset(  # where few lines are said, words of asking are as rare as 
 )
 
 
+def words_asked(question: str) -> list[str]:
+    """Without those of asking."""
+    return [word for word in words_of(question) if word not in ASKING]
+
+
 def choose_lines(question: str, lines: Sequence[str]) -> list[int]:
     """The indexes of at most `MOST_LINES` lines of speech that say what the question asks about, the best first: those
     near the best that hold one of its words that is seldom said. None where no line does."""
     having = Counter(word for line in lines for word in set(words_of(line)))
     most = max(2.0, RARE * len(lines))
-    telling = {word for word in words_of(question) if word not in ASKING and 0 < having[word] <= most}
-    scores = scores_of(" ".join(telling), lines)
-    best = sorted((index for index, score in enumerate(scores) if score > 0), key=lambda index: -scores[index])
-    return [index for index in best[:MOST_LINES] if scores[index] >= NEAR_BEST_LINE * scores[best[0]]]
+    telling = {word for word in words_asked(question) if 0 < having[word] <= most}
+    return near_best(scores_of(" ".join(telling), lines), MOST_LINES, NEAR_BEST_LINE)
 
 
 def choose_exchanges(question: str, texts: Sequence[str], with_files: Sequence[bool]) -> list[int]:
     """The indexes of earlier questions (with their answers), what the last one needs most first: the one before it, the
     newest with files, those that share its words, nearest first, then the newer ones."""
-    scores = scores_of(" ".join(word for word in words_of(question) if word not in ASKING), texts)
+    scores = scores_of(" ".join(words_asked(question)), texts)
     newest = list(reversed(range(len(texts))))
     asked = sorted((index for index in newest if scores[index] > 0), key=lambda index: -scores[index])
     shown = [index for index in newest if with_files[index]][:1]
@@ -98,8 +112,7 @@ def choose_exchanges(question: str, texts: Sequence[str], with_files: Sequence[b
 
 def choose_alike(likeness: Sequence[float]) -> list[int]:
     """The indexes of at most `MOST_ALIKE` moments, the most alike first, those far behind it left out."""
-    best = sorted((index for index, each in enumerate(likeness) if each > 0), key=lambda index: -likeness[index])
-    return [index for index in best[:MOST_ALIKE] if likeness[index] >= NEAR_BEST_ALIKE * likeness[best[0]]]
+    return near_best(likeness, MOST_ALIKE, NEAR_BEST_ALIKE)
 
 
 def written_pages(pages: Sequence[int]) -> str:
