@@ -24,9 +24,16 @@ class MediaError(UserError):
 
 
 class TooLong(UserError):
-    """A prompt that does not fit the context; the sentence names both numbers and what would fit."""
+    """A prompt that does not fit the context; the sentence names both numbers and what would fit.
+
+    `tokens` is how many the prompt has, where they have been counted.
+    """
 
     code = "context_length_exceeded"
+
+    def __init__(self, sentence: str, *, tokens: int = 0) -> None:
+        super().__init__(sentence)
+        self.tokens = tokens
 
 
 class Unsupported(UserError):

@@ -297,7 +297,8 @@ def _refuse_what_does_not_fit(budget: Budget, has_files: bool) -> None:
     if budget.tokens >= budget.context_length:
         raise TooLong(
             f"The prompt has {budget.tokens:,} tokens; the model reads {budget.context_length:,}. {advice}, or start a "
-            "new chat."
+            "new chat.",
+            tokens=budget.tokens,
         )
     if budget.most_positions is not None and budget.positions >= budget.most_positions:
         raise TooLong(

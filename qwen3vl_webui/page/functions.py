@@ -96,7 +96,7 @@ def make_functions(services: Services) -> dict[str, Function]:
             return view_price(desk.prompt(conversation, options))
         except TooLong as error:
             plan = fitting_plan(desk, conversation, options)
-            return {**full(services), "sentence": error.sentence, "code": error.code, "plan": plan}
+            return {**full(services, error.tokens), "sentence": error.sentence, "code": error.code, "plan": plan}
 
     def status(asked: Asked, owner: str) -> dict[str, Any]:
         return view_status(services.engine, services.settings)
@@ -128,9 +128,10 @@ def fitting_plan(desk: Desk, conversation: Conversation, options: dict[str, Any]
     return automatic
 
 
-def full(services: Services) -> dict[str, Any]:
+def full(services: Services, tokens: int) -> dict[str, Any]:
+    """What the meter shows of a message that does not fit, of so many `tokens` where they are known."""
     context = services.engine.context_length
-    return {"tokens": context, "context": context, "answer_tokens": 0, "fits": False, "shown": []}
+    return {"tokens": max(tokens, context), "context": context, "answer_tokens": 0, "fits": False, "shown": []}
 
 
 def answering(name: str, call: Callable[[Asked, str], dict[str, Any]]) -> Function:

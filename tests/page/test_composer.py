@@ -47,6 +47,17 @@ def test_what_does_not_fit_is_refused_with_the_plan_that_would(visit, house):
         house.engine.context_length = context
 
 
+def test_words_beyond_the_context_are_counted(visit, house, monkeypatch):
+    monkeypatch.setattr(house.engine, "context_length", 3_000)
+    here = visit()
+    here.page.fill("#qv-question", "many words " * 4_000)
+    said = here.page.wait_for_selector(".qv-trouble:has-text('tokens')", timeout=30_000).inner_text()
+    tokens = int(re.search(r"has ([\d,]+) tokens", said)[1].replace(",", ""))
+    assert tokens > 3_000
+    title = here.page.get_attribute(".qv-gauge", "title")
+    assert f"{tokens:,} of 3,000 tokens" in title
+
+
 def test_of_a_long_pdf_the_nearest_pages_are_shown_and_the_answer_says_which(visit, house):
     here = visit()
     context, house.engine.context_length = house.engine.context_length, 3_000
