@@ -166,7 +166,7 @@ export function clock(seconds) {
 }
 
 /** What is still to come of some work, about. */
-export const timeLeft = (seconds) => (seconds < 90 ? t("seconds_left", { n: Math.ceil(seconds) }) : t("minutes_left", { n: Math.ceil(seconds / 60) }));
+export const timeLeft = (seconds) => (seconds < 90 ? t("seconds_left", { n: Math.max(1, Math.round(seconds)) }) : t("minutes_left", { n: Math.round(seconds / 60) }));
 
 /** "1:30:05", "45:10", "47.5" -> seconds; null when it is none of them, undefined when empty. */
 export function seconds(text) {
