@@ -138,6 +138,7 @@ class Scheduler:
                 make=lambda spans, check: self._vision.features(spans, check=check),
                 news=self._queue.news.set,
                 device=loaded.device,
+                growth=loaded.shape.growth,
             )
             self._watch(reading)
         except BaseException:

@@ -114,6 +114,13 @@ class Shape:
         return [(2 * self.expert_intermediate, self.hidden), (self.hidden, self.expert_intermediate)] * self.experts
 
     @property
+    def growth(self) -> float:
+        """Operations that one token before another adds to it, as a share of those it needs anyway."""
+        experts = CHOSEN * 3 * self.hidden * self.expert_intermediate if self.experts else 0
+        weights = sum(rows * columns for rows, columns in self.linears) + experts
+        return 4 * self.heads * self.head_dim / (2 * weights)
+
+    @property
     def text_rest(self) -> int:
         """Weights of the text model that are never quantized, without embeddings and head."""
         router = self.experts * self.hidden

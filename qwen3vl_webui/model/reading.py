@@ -17,9 +17,9 @@ import torch
 
 from qwen3vl_webui.model.forward import DeepStack
 from qwen3vl_webui.model.inputs import Inputs, VisualSpan
+from qwen3vl_webui.model.pace import Pace
 
 AHEAD = 4096  # prompt tokens whose features may be made before they are read; above the largest chunk
-PACE_SHARE = 0.3  # of the newest chunk in the pace
 
 Made = Generator[tuple[VisualSpan, torch.Tensor], None, None]
 MakeFeatures = Callable[[Sequence[VisualSpan], Callable[[], None]], Made]
@@ -117,7 +117,8 @@ class Chunk:
 
 
 class PromptReading:
-    """One prompt from its token `reused` on. `embed` is the model's embedding; close it when it is read or given up."""
+    """One prompt from its token `reused` on. `embed` is the model's embedding, `growth` how much slower each token
+    makes one after it (`Shape.growth`). Close it when it is read or given up."""
 
     def __init__(
         self,
@@ -128,12 +129,13 @@ class PromptReading:
         make: MakeFeatures,
         news: Callable[[], None],
         device: torch.device,
+        growth: float,
     ) -> None:
         self.inputs = inputs
         self.at = reused
         self._embed, self._make, self._news, self._device = embed, make, news, device
         self._features: FeatureThread | None = None
-        self._pace: float | None = None  # seconds a token
+        self._pace = Pace(growth)
         self._marked = time.monotonic()  # when the last chunk was read
         self.restart()
 
@@ -170,13 +172,12 @@ class PromptReading:
 
     @property
     def seconds_left(self) -> float | None:
-        """As the last chunks went, with whatever else was done between them."""
-        return None if self._pace is None else self._pace * self.left
+        """As the chunks so far went, with whatever else was done between them."""
+        return self._pace.seconds(self.at, self.at + self.left)
 
     def advance(self, end: int) -> None:
         now = time.monotonic()
-        pace = (now - self._marked) / max(1, end - self.at)
-        self._pace = pace if self._pace is None else self._pace + PACE_SHARE * (pace - self._pace)
+        self._pace.learn(self.at, end, now - self._marked)
         self._marked = now
         self.at = end
         if self._features is not None:
