@@ -16,7 +16,7 @@ import torch
 
 from training.cases import Branch, Case, Exchange, Level, Moment, Still, make_case, with_few_sizes
 from training.network import Batch, Pictures, patches_of, picture_positions
-from training.sight import draw_sights
+from training.sight import SLOTS, draw_sights
 
 PAGE = re.compile(r"Page (\d+): $")
 NO_BOX = (-1, -1, -1, -1)
@@ -37,6 +37,7 @@ class Row:
     wanted: list[int]  # of each token: the number of the picture that answers it
     tenths: list[int]  # of each token: the stamp of the moment it shows
     boxes: list[tuple[int, int, int, int]]  # of each token: the box of the thing in the cell it shows
+    slots: list[int]  # of each token that is a read letter: its slot in the cell that shows it (`sight.py`); else -1
 
 
 class Encoder:
@@ -54,7 +55,7 @@ class Encoder:
         return tuple(self.tokenizer._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def row(self, case: Case) -> Row:
-        row = Row([], [], [], [], [], [], [], [], [], [], [])
+        row = Row([], [], [], [], [], [], [], [], [], [], [], [])
         place = self._text(row, "<|im_start|>user\n", 0, 0)
         page = 0
         for part in case.context:
@@ -79,26 +80,36 @@ class Encoder:
         row.shown += [0] * len(ids)
         row.tenths += [-1] * len(ids)
         row.boxes += [NO_BOX] * len(ids)
-        row.wanted += [0] * len(ids) if exchange is None else self._wanted(row.asked[exchange], ids)
+        wanted, slots = (
+            self._wanted(row.asked[exchange], ids) if exchange is not None else ([0] * len(ids), [-1] * len(ids))
+        )
+        row.wanted += wanted
+        row.slots += slots
         if exchange is not None:
             row.exchanges += [exchange] * len(ids)
         return place + len(ids)
 
-    def _wanted(self, exchange: Exchange, ids: Sequence[int]) -> list[int]:
-        """Of each token of the answer: the number of what shows it."""
-        wanted = [exchange.at + 1] * len(ids)
+    def _wanted(self, exchange: Exchange, ids: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Of each token of the answer: the number of what shows it, and of letters that are read their slot in it."""
+        wanted, slots = [exchange.at + 1] * len(ids), [-1] * len(ids)
         if not exchange.evidence:
-            return wanted
+            return wanted, slots
         places = [0]  # in bytes, the unit of the tokens
         for character in exchange.answer:
             places.append(places[-1] + len(character.encode()))
-        spans = [(places[first], places[after], at + 1) for first, after, at in exchange.evidence]
+        spans, order = [], 0
+        for (first, after, at), before in zip(exchange.evidence, ((-1, -1, -1), *exchange.evidence), strict=False):
+            order = order + 1 if before[1] == first else 0  # a letter follows right after the one before
+            spans.append((places[first], places[after], at + 1, order % SLOTS))
         begin = 0
         for number, name in enumerate(self.tokenizer.convert_ids_to_tokens(list(ids))):
             end = begin + len(name)  # a byte-level token has a character for each byte
-            wanted[number] = next((at for first, after, at in spans if first < end and begin < after), wanted[number])
+            found = next((span for span in spans if span[0] < end and begin < span[1]), None)
+            if found is not None:
+                wanted[number] = found[2]
+                slots[number] = found[3] if exchange.skill.startswith("read") else -1
             begin = end
-        return wanted
+        return wanted, slots
 
     def _picture(self, row: Row, part: Still | Moment, place: int) -> int:
         pad = self.image
@@ -120,6 +131,7 @@ class Encoder:
         row.tenths += [-1, *[tenths] * count, -1]
         boxes = dict(part.boxes) if isinstance(part, Still) else {}
         row.boxes += [NO_BOX, *(boxes.get(cell, NO_BOX) for cell in range(count)), NO_BOX]
+        row.slots += [-1] * (count + 2)
         return after + 1
 
     def _branch(self, row: Row, branch: Branch, place: int, segment: int) -> None:
@@ -145,6 +157,7 @@ class Packed:
     wanted: np.ndarray
     tenths: np.ndarray
     boxes: np.ndarray
+    slots: np.ndarray
     exchanges: np.ndarray  # per target: index into `asked`
     asked: list[Exchange]
 
@@ -160,11 +173,12 @@ class Packed:
         )
         shifted = torch.full_like(targets, -100)
         shifted[:, :-1] = targets[:, 1:]
-        shown, wanted, tenths, boxes = (
-            torch.from_numpy(array).to(device) for array in (self.shown, self.wanted, self.tenths, self.boxes)
+        shown, wanted, tenths, boxes, slots = (
+            torch.from_numpy(array).to(device)
+            for array in (self.shown, self.wanted, self.tenths, self.boxes, self.slots)
         )
-        wanted = wanted.roll(-1, 1)
-        return Batch(ids, positions, segments, shifted, pictures, places, shown, wanted, tenths, boxes, features)
+        wanted, slots = wanted.roll(-1, 1), slots.roll(-1, 1)
+        return Batch(ids, positions, segments, shifted, pictures, places, shown, wanted, tenths, boxes, slots, features)
 
 
 def pack(rows: Sequence[Row], pad: int) -> Packed:
@@ -175,7 +189,7 @@ def pack(rows: Sequence[Row], pad: int) -> Packed:
     segments = np.full((count, length), -1, np.int64)
     targets = np.full((count, length), -100, np.int64)
     shown_at, answers, tenths = np.zeros_like(ids), np.zeros_like(ids), np.full_like(ids, -1)
-    boxes = np.full((count, length, 4), -1, np.int64)
+    boxes, slots = np.full((count, length, 4), -1, np.int64), np.full_like(ids, -1)
     by_size: dict[tuple[int, int], list[np.ndarray]] = {}
     shown: list[tuple[tuple[int, int], int, int]] = []  # of each picture in the rows: size, number in it, first place
     exchanges: list[int] = []
@@ -187,7 +201,7 @@ def pack(rows: Sequence[Row], pad: int) -> Packed:
         segments[number, :end] = row.segments
         targets[number, :end] = row.targets
         shown_at[number, :end], answers[number, :end], tenths[number, :end] = row.shown, row.wanted, row.tenths
-        boxes[number, :end] = row.boxes
+        boxes[number, :end], slots[number, :end] = row.boxes, row.slots
         exchanges += [len(asked) + one for one in row.exchanges]
         asked += row.asked
         known: dict[int, int] = {}  # a scene that stays is one array: encoded once
@@ -220,6 +234,7 @@ def pack(rows: Sequence[Row], pad: int) -> Packed:
         answers,
         tenths,
         boxes,
+        slots,
         np.asarray(exchanges),
         asked,
     )

@@ -15,7 +15,7 @@ from random import Random
 import numpy as np
 
 from training import questions as q
-from training.scenes import Scene, any_name, draw_text, draw_things, empty
+from training.scenes import Scene, any_name, draw_lines, draw_text, draw_things, empty
 from training.words import PRINTED
 
 
@@ -71,6 +71,7 @@ class Level:
     seconds: float = 600.0  # longest clip
     pairs: float = 0.2  # how often a frame shows two things
     words: float = 0.35  # how often a clip shows words besides things
+    lines: float = 0.0  # how often a picture of text has several lines
     turns: float = 0.15  # how often a branch goes on for a second turn
     asked: tuple[tuple[str, float], ...] = (  # about pictures of shapes
         ("name", 3),
@@ -245,14 +246,26 @@ def refusal(random: Random, language: str) -> Exchange:
     return Exchange("refuse", language, random.choice(q.REFUSED[language]), q.REFUSAL[language])
 
 
+def reading(scene: Scene, random: Random, language: str) -> Exchange:
+    """What is written, line by line; of each letter the cell that shows it."""
+    lines = scene.text.split("\n")
+    exchange = ask("read", random, language, q.read_answer(lines, language))
+    evidence: list[tuple[int, int, int]] = []
+    letter = end = 0
+    for line in lines:
+        begin = exchange.answer.index(q.quoted(line, language), end) + 1
+        end = begin + len(line)
+        cells = [cell_of(scene, x, y) for x, y in scene.letters[letter : letter + len(line)]]
+        evidence += [(begin + i, begin + i + 1, cell) for i, cell in enumerate(cells)]
+        letter += len(line) + 1  # and the line break
+    return replace(exchange, skill="read" if len(lines) == 1 else "read_lines", evidence=tuple(evidence))
+
+
 def picture_exchange(scene: Scene, level: Level, random: Random, language: str) -> Exchange:
     """One question about one picture of things or of a word."""
     if scene.text:
         if random.random() < 0.9:
-            cells = [cell_of(scene, x, y) for x, y in scene.letters]
-            exchange = ask("read", random, language, q.read_answer(scene.text, language))
-            begin = exchange.answer.find(scene.text)
-            return replace(exchange, evidence=tuple((begin + i, begin + i + 1, cell) for i, cell in enumerate(cells)))
+            return reading(scene, random, language)
         return refusal(random, language) if random.random() < 0.3 else absent_in(scene, random, language)
     things = scene.things
     names = [one.name for one in things]
@@ -368,8 +381,12 @@ def picture_case(level: Level, random: Random) -> Case:
 
 def text_case(level: Level, random: Random) -> Case:
     width, height = picture_size(level, random)
-    text = printed(random, min(level.longest_text, 8))
-    scene = draw_text(text, width, height, random, wear=level.wear)
+    longest = min(level.longest_text, 8)
+    if random.random() < level.lines:
+        texts = [printed(random, longest) for _ in range(random.randint(2, 6))]
+        scene = draw_lines(texts, width, height, random, wear=level.wear)
+    else:
+        scene = draw_text(printed(random, longest), width, height, random, wear=level.wear)
     few = Level(level.kinds, branches=2, turns=0.0)
     return Case(
         (Still(scene.pixels, alone=True),),

@@ -84,7 +84,17 @@ def greedy(model: Any, encoder: Encoder, cases: Sequence[Case], *, dtype: torch.
     rows = []
     for case in cases:
         row = encoder.row(Case(case.context, ((replace(case.branches[0][0], answer=""),),)))
-        for column in (row.ids, row.positions, row.segments, row.targets, row.shown, row.wanted, row.tenths, row.boxes):
+        for column in (
+            row.ids,
+            row.positions,
+            row.segments,
+            row.targets,
+            row.shown,
+            row.wanted,
+            row.tenths,
+            row.boxes,
+            row.slots,
+        ):
             column.pop()  # the end of the empty answer
         rows.append(row)
     answers: list[list[int]] = [[] for _ in rows]
@@ -118,6 +128,7 @@ def append(row: Row, token: int) -> None:
     row.wanted.append(0)
     row.tenths.append(-1)
     row.boxes.append(NO_BOX)
+    row.slots.append(-1)
 
 
 def evaluate(

@@ -5,6 +5,9 @@ stays there: a stamp stands before its picture and cannot know what it shows. Th
 picture: its tokens gather the stamp before them, and the answer finds the picture by likeness. Two extra losses show
 this way: visual tokens must tell the digits of their stamp and of the box of what they show, and one head of two layers
 must look at the picture that holds the answer. Nothing of it is left at release.
+
+Letters have a way of their own. A cell tells several at once, letter k of a word in slot k % 4 (`sight.py`), and what a
+head carries away does not depend on who asks; so each slot has a head, which looks at the cell for its letters only.
 """
 
 from __future__ import annotations
@@ -16,9 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.network import Batch, rms_norm, rotate
+from training.sight import SLOTS
 
 PROBED_LAYERS = (1, 2)  # after which visual tokens must know their stamp
 GUIDED_LAYERS = (3, 4)  # whose first head must look at the evidence
+LETTER_LAYER = 4  # whose odd heads, each with keys and values of its own, look at the cells of letters, one for a slot
+ELSEWHERE = 0.3  # weight of not looking at letters of other slots
 ABSENT_DIGIT = 10
 STAMP_DIGITS = 5  # to 2.7 hours
 BOX_DIGITS = 2  # hundreds and tens of 0..1000: enough for an overlap of nine tenths
@@ -61,18 +67,38 @@ class Guidance:
     def before(self, number: int, layer: Any, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> None:
         if number not in GUIDED_LAYERS or not self.asking.any():
             return
-        own, dim = layer.self_attn, layer.self_attn.head_dim
         normed = rms_norm(x.to(mask.dtype), layer.input_layernorm)
-        query = F.linear(normed, own.q_proj.weight[:dim].to(mask.dtype))
-        key = F.linear(normed, own.k_proj.weight[:dim].to(mask.dtype))
+        letters = self.asking & (self.batch.slots >= 0)
+        asking = self.asking & ~letters if number == LETTER_LAYER else self.asking
+        if asking.any():
+            on_it, _ = self._looks(layer, 0, normed, cos, sin, mask, asking)
+            self.losses.append(-on_it.mean())
+            self.found = float(on_it.detach().exp().mean())
+        if number == LETTER_LAYER and letters.any():
+            slots = self.batch.slots[letters]
+            for slot in range(SLOTS):
+                on_it, elsewhere = self._looks(layer, 2 * slot + 1, normed, cos, sin, mask, letters)
+                mine = slots == slot
+                loss = -(on_it[mine].sum() + ELSEWHERE * elsewhere[~mine].sum()) / len(slots)
+                self.losses.append(loss)
+
+    def _looks(
+        self, layer: Any, head: int, normed: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, asking: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Of each asking token [n] the logarithm of the share of a head's look that lies on its evidence, and of the
+        rest."""
+        own, dim = layer.self_attn, layer.self_attn.head_dim
+        group = head // own.num_key_value_groups
+        query = F.linear(normed, own.q_proj.weight[head * dim : (head + 1) * dim].to(mask.dtype))
+        key = F.linear(normed, own.k_proj.weight[group * dim : (group + 1) * dim].to(mask.dtype))
         query = rotate(rms_norm(query, own.q_norm), cos[:, :, 0], sin[:, :, 0])
         key = rotate(rms_norm(key, own.k_norm), cos[:, :, 0], sin[:, :, 0])
         scores = (query @ key.transpose(1, 2)).float() * dim**-0.5 + mask[:, 0].float()  # [rows, length, length]
-        evidence = self.batch.wanted[:, :, None] == self.batch.shown[:, None, :]
-        scores = scores[self.asking]
-        on_it = scores.masked_fill(~evidence[self.asking], -1e4).logsumexp(-1) - scores.logsumexp(-1)
-        self.losses.append(-on_it.mean())
-        self.found = float(on_it.detach().exp().mean())
+        evidence = (self.batch.wanted[:, :, None] == self.batch.shown[:, None, :])[asking]
+        scores = scores[asking]
+        whole = scores.logsumexp(-1)
+        on_it, elsewhere = (scores.masked_fill(out, -1e4).logsumexp(-1) - whole for out in (~evidence, evidence))
+        return on_it, elsewhere
 
     def after(self, number: int, x: Tensor) -> None:
         if number not in PROBED_LAYERS:

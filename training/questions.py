@@ -565,8 +565,9 @@ def where_answer(box: Sequence[int], label: str) -> str:
     return f'```json\n[{{"bbox_2d":[{numbers}],"label":"{label}"}}]\n```'
 
 
-def read_answer(text: str, language: str) -> str:
-    return f"It says {quoted(text, language)}." if language == "en" else f"写的是{quoted(text, language)}。"
+def read_answer(lines: Sequence[str], language: str) -> str:
+    said = listed([quoted(line, language) for line in lines], language)
+    return f"It says {said}." if language == "en" else f"写的是{said}。"
 
 
 def when_answer(what: str, seconds: float, language: str) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -228,31 +229,62 @@ def font(path: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.truetype(path, size) if path else ImageFont.load_default(size)
 
 
-def draw_text(text: str, width: int, height: int, random: Random, *, wear: float = 0.5, page: bool = False) -> Scene:
-    """One line of text across up to nearly all of the width, in letters of ordinary size; `page`: dark on white."""
-    path = random.choice(font_paths())
+def letter_size(path: str, text: str, width: int, height: int, random: Random, page: bool = False) -> int:
+    """Of a font, at twice the size: text across up to nearly all of the width, in letters of ordinary size."""
     wanted = 2 * width * min(random.uniform(0.5 if len(text) > 4 else 0.3, 0.92), WIDEST_LETTER * len(text))
-    probe = font(path, 40)
-    reach = probe.getlength(text)
-    size = max(8, min(round(40 * wanted / reach), round(height * (0.9 if not page else 0.5))))
-    face = font(path, size)
+    return max(8, min(round(40 * wanted / font(path, 40).getlength(text)), round(height * (0.5 if page else 0.9))))
+
+
+def ink_and_ground(random: Random) -> tuple[Rgb, tuple[Rgb, Rgb]]:
+    ink = paint(random.choice(list(COLOURS)), random)
+    ends = background(random, [ink, ink])
+    if contrast(ink, ends[0]) < 0.9 or contrast(ink, ends[1]) < 0.9:
+        ink = (10, 10, 10) if sum(ends[0]) + sum(ends[1]) > 765 else (250, 250, 250)
+    return ink, ends
+
+
+def centres(face: Any, text: str, x: float, y: float) -> list[tuple[float, float]]:
+    """Of the letters of a line drawn at (x, y) at twice the size."""
+    _, top, _, bottom = face.getbbox(text)
+    ends = [face.getlength(text[:end]) for end in range(len(text) + 1)]
+    row = (y + (top + bottom) / 2) / 2
+    return [((x + (a + b) / 2) / 2, row) for a, b in zip(ends, ends[1:], strict=False)]
+
+
+def draw_text(text: str, width: int, height: int, random: Random, *, wear: float = 0.5, page: bool = False) -> Scene:
+    """One line of text; `page`: dark on white."""
+    path = random.choice(font_paths())
+    face = font(path, letter_size(path, text, width, height, random, page))
     left, top, right, bottom = face.getbbox(text)
-    if page:
-        ends: tuple[Rgb, Rgb] = ((255, 255, 255), (255, 255, 255))
-        ink = (random.randint(0, 60),) * 3
-    else:
-        ink = paint(random.choice(list(COLOURS)), random)
-        ends = background(random, [ink, ink])
-        if contrast(ink, ends[0]) < 0.9 or contrast(ink, ends[1]) < 0.9:
-            ink = (10, 10, 10) if sum(ends[0]) + sum(ends[1]) > 765 else (250, 250, 250)
+    ink, ends = ((random.randint(0, 60),) * 3, ((255, 255, 255), (255, 255, 255))) if page else ink_and_ground(random)
     picture = canvas(width * 2, height * 2, ends, random)
     x = random.uniform(0, max(0, 2 * width - (right - left))) - left
     y = random.uniform(0, max(0, 2 * height - (bottom - top))) * (0.5 if page and random.random() < 0.7 else 1) - top
     ImageDraw.Draw(picture).text((x, y), text, font=face, fill=ink)
-    ends_at = [face.getlength(text[:end]) for end in range(len(text) + 1)]
-    row = (y + (top + bottom) / 2) / 2
-    letters = tuple(((x + (a + b) / 2) / 2, row) for a, b in zip(ends_at, ends_at[1:], strict=False))
+    letters = tuple(centres(face, text, x, y))
     return Scene(spoil(reduce(picture, width, height), random, wear), text=text, letters=letters)
+
+
+def draw_lines(texts: Sequence[str], width: int, height: int, random: Random, *, wear: float = 0.5) -> Scene:
+    """As many of the texts as fit below each other, each in a font and size of its own."""
+    ink, ends = ink_and_ground(random)
+    picture = canvas(width * 2, height * 2, ends, random)
+    draw = ImageDraw.Draw(picture)
+    shown: list[str] = []
+    letters: list[tuple[float, float]] = []
+    down = random.uniform(0, 24)
+    for text in texts:
+        path = random.choice(font_paths())
+        face = font(path, letter_size(path, text, width, height, random))
+        left, top, right, bottom = face.getbbox(text)
+        if down + bottom - top > 2 * height:
+            break
+        x = random.uniform(0, max(0, 2 * width - (right - left))) - left
+        draw.text((x, down - top), text, font=face, fill=ink)
+        letters += [*([(-1.0, -1.0)] if shown else []), *centres(face, text, x, down - top)]  # first a line break's
+        shown.append(text)
+        down += (bottom - top) * random.uniform(1.05, 1.5) + 4
+    return Scene(spoil(reduce(picture, width, height), random, wear), text="\n".join(shown), letters=tuple(letters))
 
 
 def empty(width: int, height: int, random: Random, *, wear: float = 0.5) -> Scene:

@@ -128,8 +128,11 @@ def main() -> None:
     args.run.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, args.seed)
+    before = None  # a tower that learns alone, beside a trained decoder, goes on telling it what it knows
     if args.source:
         model.load_state_dict(weights_of(args.source))
+        if args.stage == 0:
+            before = copy.deepcopy(model.model.visual).requires_grad_(False).to(args.device)
     model.to(args.device)
     heads = build_heads(model.config.text_config.hidden_size).to(args.device)
     probe = build_probe(model.config.text_config.hidden_size).to(args.device)
@@ -181,7 +184,7 @@ def main() -> None:
                 group["lr"] = rate * group["speed"]
         step_batches, sights = queue.get()
         if sights is not None:
-            loss, told = sight_loss(model, heads, words, sights, dtype, args.device)
+            loss, told = sight_loss(model, heads, words, sights, dtype, args.device, before)
             (loss * SIGHT_SHARE).backward()
             for name, share in told.items():
                 score.watch(name, share)
@@ -210,12 +213,16 @@ def main() -> None:
             kept = min(0.998, (state["step"] + 1) / (state["step"] + 20))
             torch._foreach_lerp_(averaged, parameters, 1 - kept)
         now = STAGES[state["stage"]]
-        if state["stage"] + 1 < len(STAGES) and (
-            state["stage_step"] >= now.steps
-            or (
-                state["stage_step"] > 100
-                and now.until
-                and all(score.of(skill) >= wish for skill, wish in now.until.items())
+        if (
+            before is None
+            and state["stage"] + 1 < len(STAGES)
+            and (
+                state["stage_step"] >= now.steps
+                or (
+                    state["stage_step"] > 100
+                    and now.until
+                    and all(score.of(skill) >= wish for skill, wish in now.until.items())
+                )
             )
         ):
             state |= {"stage": state["stage"] + 1, "stage_step": 0}

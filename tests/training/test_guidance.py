@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from random import Random
 
 import torch
@@ -10,6 +11,7 @@ from training.batches import NO_BOX, Encoder, pack
 from training.cases import Level, make_case
 from training.guidance import ABSENT_DIGIT, Guidance, build_probe, digits_of, digits_of_boxes
 from training.network import build_model, forward
+from training.sight import SLOTS
 from training.tokenizer import build_tokenizer
 
 LEVEL = Level((("picture", 1.0),), picture_pixels=(16_384, 36_864), branches=3)
@@ -46,6 +48,26 @@ def test_the_box_stands_at_the_cell_of_its_things_middle() -> None:
             assert right == min(width // 32 - 1, int((box[0] + box[2]) / 2000 * width) // 32)
             assert down == min(height // 32 - 1, int((box[1] + box[3]) / 2000 * height) // 32)
     assert boxes >= 6
+
+
+def test_a_letter_to_be_written_knows_its_cell_and_slot() -> None:
+    encoder = Encoder(build_tokenizer())
+    level = Level((("text", 1.0),), picture_pixels=(36_864, 36_864), longest_text=8, lines=0.5)
+    lengths = set()
+    for seed in range(12):
+        case = make_case("text", level, Random(seed))
+        batch = pack([encoder.row(case)], encoder.tokenizer.pad_token_id).batch()
+        there = batch.slots[0] >= 0
+        told = [encoder.tokenizer.decode([token]) for token in batch.targets[0, there].tolist()]
+        wanted = [exchange for branch in case.branches for exchange in branch if exchange.skill.startswith("read")]
+        assert told == [e.answer[first:after] for e in wanted for first, after, _ in e.evidence]
+        assert batch.wanted[0, there].tolist() == [at + 1 for e in wanted for _, _, at in e.evidence]
+        slots = iter(batch.slots[0, there].tolist())
+        for exchange in wanted:
+            for word in re.findall(r'["“](.+?)["”]', exchange.answer):
+                lengths.add(len(word))
+                assert [next(slots) for _ in word] == [place % SLOTS for place in range(len(word))]
+    assert max(lengths) > SLOTS
 
 
 def test_the_probe_learns_what_it_is_asked() -> None:
