@@ -19,6 +19,8 @@ from training.network import Batch, Pictures, patches_of, picture_positions
 from training.sight import SLOTS, draw_sights
 
 PAGE = re.compile(r"Page (\d+): $")
+QUOTED = re.compile(r"[\"“](.+?)[\"”]")
+READING = ("read", "read_lines", "what_at", "span", "timeline")  # skills whose quoted words are read off pictures
 NO_BOX = (-1, -1, -1, -1)
 
 
@@ -92,22 +94,22 @@ class Encoder:
     def _wanted(self, exchange: Exchange, ids: Sequence[int]) -> tuple[list[int], list[int]]:
         """Of each token of the answer: the number of what shows it, and of letters that are read their slot in it."""
         wanted, slots = [exchange.at + 1] * len(ids), [-1] * len(ids)
-        if not exchange.evidence:
+        reads = exchange.skill in READING and QUOTED.search(exchange.answer)
+        if not exchange.evidence and not reads:
             return wanted, slots
         places = [0]  # in bytes, the unit of the tokens
         for character in exchange.answer:
             places.append(places[-1] + len(character.encode()))
-        spans, order = [], 0
-        for (first, after, at), before in zip(exchange.evidence, ((-1, -1, -1), *exchange.evidence), strict=False):
-            order = order + 1 if before[1] == first else 0  # a letter follows right after the one before
-            spans.append((places[first], places[after], at + 1, order % SLOTS))
+        spans = [(places[first], places[after], at + 1) for first, after, at in exchange.evidence]
+        letters = {}
+        if reads:
+            for word in QUOTED.finditer(exchange.answer):
+                letters |= {places[word.start(1) + order]: order % SLOTS for order in range(len(word[1]))}
         begin = 0
         for number, name in enumerate(self.tokenizer.convert_ids_to_tokens(list(ids))):
             end = begin + len(name)  # a byte-level token has a character for each byte
-            found = next((span for span in spans if span[0] < end and begin < span[1]), None)
-            if found is not None:
-                wanted[number] = found[2]
-                slots[number] = found[3] if exchange.skill.startswith("read") else -1
+            wanted[number] = next((at for first, after, at in spans if first < end and begin < after), wanted[number])
+            slots[number] = letters.get(begin, -1)
             begin = end
         return wanted, slots
 
