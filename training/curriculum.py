@@ -103,7 +103,7 @@ THIRD = replace(
 )
 FOURTH = replace(
     THIRD,
-    kinds=shares(picture=3, text=25, pictures=0.7, video=4, document=1.2, nothing=0.05),  # a word costs few tokens
+    kinds=shares(picture=3, text=16, pictures=0.7, video=4, document=1.2, nothing=0.05),  # a word costs few tokens
     picture_pixels=(16_384, 36_864),  # letters of 10 px and more
     frame_pixels=(8192, 16_384),
     moments=(5, 44),
@@ -112,7 +112,7 @@ FOURTH = replace(
     lines=0.6,
     branches=12,
     seconds=7200.0,
-    words=0.3,
+    words=0.7,
 )
 FIFTH = replace(
     FOURTH,
