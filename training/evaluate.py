@@ -84,17 +84,7 @@ def greedy(model: Any, encoder: Encoder, cases: Sequence[Case], *, dtype: torch.
     rows = []
     for case in cases:
         row = encoder.row(Case(case.context, ((replace(case.branches[0][0], answer=""),),)))
-        for column in (
-            row.ids,
-            row.positions,
-            row.segments,
-            row.targets,
-            row.shown,
-            row.wanted,
-            row.tenths,
-            row.boxes,
-            row.slots,
-        ):
+        for column in columns(row):
             column.pop()  # the end of the empty answer
         rows.append(row)
     answers: list[list[int]] = [[] for _ in rows]
@@ -119,16 +109,16 @@ def greedy(model: Any, encoder: Encoder, cases: Sequence[Case], *, dtype: torch.
     return [encoder.tokenizer.decode(ids) for ids in answers]
 
 
+def columns(row: Row) -> tuple[list[Any], ...]:
+    """What a row says of each token."""
+    one = (row.ids, row.positions, row.segments, row.targets)
+    return *one, row.shown, row.wanted, row.tenths, row.boxes, row.slots
+
+
 def append(row: Row, token: int) -> None:
-    row.ids.append(token)
-    row.positions.append((row.positions[-1][0] + 1,) * 3)
-    row.segments.append(1)
-    row.targets.append(-100)
-    row.shown.append(0)
-    row.wanted.append(0)
-    row.tenths.append(-1)
-    row.boxes.append(NO_BOX)
-    row.slots.append(-1)
+    place = (row.positions[-1][0] + 1,) * 3
+    for column, value in zip(columns(row), (token, place, 1, -100, 0, 0, -1, NO_BOX, -1), strict=True):
+        column.append(value)
 
 
 def evaluate(

@@ -107,9 +107,7 @@ class Batch:
     wanted: Tensor  # [rows, length] int64: number of the picture that answers the token to be predicted; else 0
     tenths: Tensor  # [rows, length] int64: stamp of a visual token's moment in tenths of a second; else -1
     boxes: Tensor  # [rows, length, 4] int64: of a visual token: the box of the thing in its cell, 0..1000; else -1
-    slots: (
-        Tensor  # [rows, length] int64: where the token to be predicted is a read letter: its slot in its cell; else -1
-    )
+    slots: Tensor  # [rows, length] int64: slot in its cell of the letter to be predicted, where one is read; else -1
     feature_index: Tensor  # [visual tokens] int64: which cell of all pictures stands there; a still scene is seen once
 
 

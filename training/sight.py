@@ -129,12 +129,11 @@ def build_heads(width: int) -> nn.Linear:
     return nn.Linear(width, sum(WIDTHS))
 
 
-def keeping_loss(visual: Any, before: Any, pictures: Pictures, dtype: torch.dtype) -> Tensor:
+def keeping_loss(features: Sequence[Tensor], before: Any, pictures: Pictures, dtype: torch.dtype) -> Tensor:
     """How far the features of these pictures have moved from those of an earlier tower, in their own variance."""
     with torch.no_grad():
         wanted = vision(before, pictures, dtype)
-    kept = vision(visual, pictures, dtype)
-    moved = [F.mse_loss(a.float(), b.float()) / b.float().var() for a, b in zip(kept, wanted, strict=True)]
+    moved = [F.mse_loss(a.float(), b.float()) / b.float().var() for a, b in zip(features, wanted, strict=True)]
     return torch.stack(moved).mean()
 
 
@@ -154,7 +153,8 @@ def sight_loss(
     pixels = torch.from_numpy(sights.pixels).to(device)
     rows, columns = pixels.shape[1] // 32, pixels.shape[2] // 32
     patches = patches_of(pixels)
-    merged = vision(model.model.visual, Pictures(patches, rows, columns), dtype)[0]
+    features = vision(model.model.visual, Pictures(patches, rows, columns), dtype)
+    merged = features[0]
     seen = F.linear(merged, heads.weight.to(merged.dtype), heads.bias.to(merged.dtype)).float()
     *told_of, boxes = seen.split(WIDTHS, dim=-1)
     told_of[0] = told_of[0].reshape(*merged.shape[:2], SLOTS, -1)
@@ -178,7 +178,8 @@ def sight_loss(
         told["box"] = float(error.detach().mean())
     things = there.any(-1)
     if before is not None and things.any():
-        moved = keeping_loss(model.model.visual, before, Pictures(patches[things], rows, columns), dtype)
+        shown = [feature[things] for feature in features]
+        moved = keeping_loss(shown, before, Pictures(patches[things], rows, columns), dtype)
         total = total + KEEPING * moved
         told["moved"] = float(moved.detach())
     return total, told

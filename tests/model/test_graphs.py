@@ -237,6 +237,20 @@ def blind(
     return query * 1
 
 
+def operations(answers: Answers, count: int) -> list[Any]:
+    """Of one step run eagerly, in order."""
+    with Watch() as watch:
+        answers.decoder._run(count)
+    return watch.seen
+
+
+def assert_replayable(one: list[Any], other: list[Any]) -> None:
+    """The same operations whatever was asked, and none that waits for the device."""
+    assert one == other and len(one) > 50
+    waits = {"aten._local_scalar_dense.default", "aten.nonzero.default", "aten.item.default"}
+    assert not waits & {name for name, *_ in one}
+
+
 @pytest.mark.parametrize("count", GUESSING)
 def test_the_operations_of_a_step_with_guesses_depend_on_nothing_but_its_rows(count: int) -> None:
     seen = []
@@ -244,12 +258,8 @@ def test_the_operations_of_a_step_with_guesses_depend_on_nothing_but_its_rows(co
         answers = Answers("int8", lengths, blind)
         answers.cache.reserve(answers.slots[0], 512)
         answers.decoder.check(guesses(answers, *counts)[0])
-        with Watch() as watch:
-            answers.decoder._run(count)
-        seen.append(watch.seen)
-    assert seen[0] == seen[1] and len(seen[0]) > 50
-    waits = {"aten._local_scalar_dense.default", "aten.nonzero.default", "aten.item.default"}
-    assert not waits & {name for name, *_ in seen[0]}
+        seen.append(operations(answers, count))
+    assert_replayable(*seen)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
@@ -261,12 +271,8 @@ def test_the_operations_of_a_step_depend_on_nothing_but_the_number_of_answers(co
         answers.cache.reserve(answers.slots[0], 512)
         answers.samplers = [Sampler(sampling, len(answers.samplers[0].drawn), CPU) for _ in answers.slots]
         answers.decoder._fill(answers.next())
-        with Watch() as watch:
-            answers.decoder._run(count)
-        seen.append(watch.seen)
-    assert seen[0] == seen[1] and len(seen[0]) > 50
-    waits = {"aten._local_scalar_dense.default", "aten.nonzero.default", "aten.item.default"}
-    assert not waits & {name for name, *_ in seen[0]}
+        seen.append(operations(answers, count))
+    assert_replayable(*seen)
 
 
 def test_tokens_and_logits_come_from_the_same_memory_at_every_step() -> None:
