@@ -94,17 +94,14 @@ class Encoder:
     def _wanted(self, exchange: Exchange, ids: Sequence[int]) -> tuple[list[int], list[int]]:
         """Of each token of the answer: the number of what shows it, and of letters that are read their slot in it."""
         wanted, slots = [exchange.at + 1] * len(ids), [-1] * len(ids)
-        reads = exchange.skill in READING and QUOTED.search(exchange.answer)
-        if not exchange.evidence and not reads:
+        words = list(QUOTED.finditer(exchange.answer)) if exchange.skill in READING else []
+        if not exchange.evidence and not words:
             return wanted, slots
         places = [0]  # in bytes, the unit of the tokens
         for character in exchange.answer:
             places.append(places[-1] + len(character.encode()))
         spans = [(places[first], places[after], at + 1) for first, after, at in exchange.evidence]
-        letters = {}
-        if reads:
-            for word in QUOTED.finditer(exchange.answer):
-                letters |= {places[word.start(1) + order]: order % SLOTS for order in range(len(word[1]))}
+        letters = {places[word.start(1) + k]: k % SLOTS for word in words for k in range(len(word[1]))}
         begin = 0
         for number, name in enumerate(self.tokenizer.convert_ids_to_tokens(list(ids))):
             end = begin + len(name)  # a byte-level token has a character for each byte

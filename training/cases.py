@@ -183,19 +183,18 @@ def cell_of(scene: Scene, x: float, y: float) -> int:
     return max(0, min(rows - 1, int(y) // 32)) * columns + max(0, min(columns - 1, int(x) // 32))
 
 
-def cell_of_thing(scene: Scene, name: tuple[str, str]) -> int:
+def cell_of_middle(scene: Scene, box: tuple[int, int, int, int]) -> int:
     height, width, _ = scene.pixels.shape
-    box = next(one.box for one in scene.things if one.name == name)
     return cell_of(scene, (box[0] + box[2]) / 2000 * width, (box[1] + box[3]) / 2000 * height)
+
+
+def cell_of_thing(scene: Scene, name: tuple[str, str]) -> int:
+    return cell_of_middle(scene, next(one.box for one in scene.things if one.name == name))
 
 
 def boxes_of(scene: Scene) -> tuple[tuple[int, tuple[int, int, int, int]], ...]:
     """(cell, box) of the things whose middle is in a cell of their own."""
-    height, width, _ = scene.pixels.shape
-    cells = [
-        cell_of(scene, (one.box[0] + one.box[2]) / 2000 * width, (one.box[1] + one.box[3]) / 2000 * height)
-        for one in scene.things
-    ]
+    cells = [cell_of_middle(scene, one.box) for one in scene.things]
     return tuple((cell, one.box) for cell, one in zip(cells, scene.things, strict=True) if cells.count(cell) == 1)
 
 
