@@ -78,3 +78,5 @@ def test_a_span_that_an_earlier_answer_told_of_is_named_so(visit, house):
     here.settled(2)
     assert here.answer() == "It wakes at 14.5 seconds."
     here.page.wait_for_selector(".qv-way:has-text('told of before')")
+    here.page.click("#qv-language")
+    here.page.wait_for_selector(".qv-way:has-text('前面的回答提到')")
