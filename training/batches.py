@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import multiprocessing
 import re
 import signal
@@ -19,9 +20,8 @@ from training.network import Batch, Pictures, patches_of, picture_positions
 from training.sight import SLOTS, draw_sights
 
 PAGE = re.compile(r"Page (\d+): $")
-QUOTED = re.compile(r"[\"“](.+?)[\"”]")
-READING = ("read", "read_lines", "what_at", "span", "timeline")  # skills whose quoted words are read off pictures
 NO_BOX = (-1, -1, -1, -1)
+FOUND = SLOTS  # the kind of a look that finds a letter asked for, beside those that read one of a slot (`sight.py`)
 
 
 @dataclass
@@ -39,7 +39,9 @@ class Row:
     wanted: list[int]  # of each token: the number of the picture that answers it
     tenths: list[int]  # of each token: the stamp of the moment it shows
     boxes: list[tuple[int, int, int, int]]  # of each token: the box of the thing in the cell it shows
-    slots: list[int]  # of each token that is a read letter: its slot in the cell that shows it (`sight.py`); else -1
+    looks: list[
+        tuple[int, int, int]
+    ]  # (token that looks, token it should look at, for a letter of which slot or FOUND)
 
 
 class Encoder:
@@ -48,6 +50,7 @@ class Encoder:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.encode = functools.lru_cache(maxsize=50_000)(self._encode)
+        self.tokens_of = functools.lru_cache(maxsize=50_000)(self._tokens_of)
         self.start, self.end, self.image, self.video, self.turn_end = (
             tokenizer.convert_tokens_to_ids(name)
             for name in ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "<|im_end|>")
@@ -56,13 +59,26 @@ class Encoder:
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer._tokenizer.encode(text, add_special_tokens=False).ids)
 
+    def _tokens_of(self, text: str) -> tuple[int, ...]:
+        """Of each character: which token it begins in."""
+        names = self.tokenizer.convert_ids_to_tokens(list(self.encode(text)))
+        of_bytes = [number for number, name in enumerate(names) for _ in name]  # a character for each byte
+        places = itertools.accumulate((len(character.encode()) for character in text), initial=0)
+        return tuple(of_bytes[place] for place in itertools.islice(places, len(text)))
+
     def row(self, case: Case) -> Row:
         row = Row([], [], [], [], [], [], [], [], [], [], [], [])
         place = self._text(row, "<|im_start|>user\n", 0, 0)
         page = 0
+        places: list[Sequence[int]] = []  # of each part: the tokens of its characters or cells
         for part in case.context:
             first = len(row.ids)
+            if isinstance(part, str):
+                places.append([first + token for token in self.tokens_of(part)])
             place = self._text(row, part, place, 0) if isinstance(part, str) else self._picture(row, part, place)
+            if not isinstance(part, str):
+                begin = row.visuals[-1][0]
+                places.append(range(begin, begin + part.pixels.shape[0] * part.pixels.shape[1] // 1024))
             if isinstance(part, str) and page:  # the text layer of a page shows the page, as its picture does
                 layer = len(self.encode(part[: part.rfind("Page ")] if "Page " in part else part))
                 row.shown[first : first + layer] = [len(row.visuals)] * layer
@@ -70,7 +86,7 @@ class Encoder:
             if isinstance(part, str) and (number := PAGE.search(part)):
                 page = int(number[1])
         for segment, branch in enumerate(case.branches, 1):
-            self._branch(row, branch, place, segment)
+            self._branch(row, branch, place, segment, places)
         return row
 
     def _text(self, row: Row, text: str, place: int, segment: int, exchange: int | None = None) -> int:
@@ -82,33 +98,18 @@ class Encoder:
         row.shown += [0] * len(ids)
         row.tenths += [-1] * len(ids)
         row.boxes += [NO_BOX] * len(ids)
-        wanted, slots = (
-            self._wanted(row.asked[exchange], ids) if exchange is not None else ([0] * len(ids), [-1] * len(ids))
-        )
-        row.wanted += wanted
-        row.slots += slots
+        row.wanted += self._wanted(row.asked[exchange], ids) if exchange is not None else [0] * len(ids)
         if exchange is not None:
             row.exchanges += [exchange] * len(ids)
         return place + len(ids)
 
-    def _wanted(self, exchange: Exchange, ids: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Of each token of the answer: the number of what shows it, and of letters that are read their slot in it."""
-        wanted, slots = [exchange.at + 1] * len(ids), [-1] * len(ids)
-        words = list(QUOTED.finditer(exchange.answer)) if exchange.skill in READING else []
-        if not exchange.evidence and not words:
-            return wanted, slots
-        places = [0]  # in bytes, the unit of the tokens
-        for character in exchange.answer:
-            places.append(places[-1] + len(character.encode()))
-        spans = [(places[first], places[after], at + 1) for first, after, at in exchange.evidence]
-        letters = {places[word.start(1) + k]: k % SLOTS for word in words for k in range(len(word[1]))}
-        begin = 0
-        for number, name in enumerate(self.tokenizer.convert_ids_to_tokens(list(ids))):
-            end = begin + len(name)  # a byte-level token has a character for each byte
-            wanted[number] = next((at for first, after, at in spans if first < end and begin < after), wanted[number])
-            slots[number] = letters.get(begin, -1)
-            begin = end
-        return wanted, slots
+    def _wanted(self, exchange: Exchange, ids: Sequence[int]) -> list[int]:
+        """Of each token of the answer: the number of what shows it."""
+        wanted = [exchange.at + 1] * len(ids)
+        for first, after, at in exchange.evidence:
+            tokens = self.tokens_of(exchange.answer)[first:after]
+            wanted[tokens[0] : tokens[-1] + 1] = [at + 1] * (tokens[-1] + 1 - tokens[0])
+        return wanted
 
     def _picture(self, row: Row, part: Still | Moment, place: int) -> int:
         pad = self.image
@@ -130,15 +131,24 @@ class Encoder:
         row.tenths += [-1, *[tenths] * count, -1]
         boxes = dict(part.boxes) if isinstance(part, Still) else {}
         row.boxes += [NO_BOX, *(boxes.get(cell, NO_BOX) for cell in range(count)), NO_BOX]
-        row.slots += [-1] * (count + 2)
         return after + 1
 
-    def _branch(self, row: Row, branch: Branch, place: int, segment: int) -> None:
+    def _branch(self, row: Row, branch: Branch, place: int, segment: int, places: Sequence[Sequence[int]]) -> None:
         for turn, exchange in enumerate(branch):
             opening = "\n<|im_start|>user\n" if turn else ""
-            place = self._text(row, opening + exchange.question + "<|im_end|>\n<|im_start|>assistant\n", place, segment)
+            question = opening + exchange.question + "<|im_end|>\n<|im_start|>assistant\n"
+            first = len(row.ids)
+            place = self._text(row, question, place, segment)
             row.asked.append(exchange)
+            answer = len(row.ids)
             place = self._text(row, exchange.answer + "<|im_end|>", place, segment, len(row.asked) - 1)
+            tokens = [first + token for token in self.tokens_of(question)[len(opening) :]]
+            written = [answer + token for token in self.tokens_of(exchange.answer)]
+            looks = [(tokens[one.character], one, FOUND) for one in exchange.asked]
+            looks += [(written[one.character], one, FOUND) for one in exchange.told]
+            for one in exchange.read:  # by the token before, which is to write the letter
+                looks.append((written[one.character] - 1, one, one.order % SLOTS))
+            row.looks += [(token, places[one.part][one.spot], kind) for token, one, kind in looks]
 
 
 @dataclass
@@ -156,7 +166,7 @@ class Packed:
     wanted: np.ndarray
     tenths: np.ndarray
     boxes: np.ndarray
-    slots: np.ndarray
+    looks: np.ndarray
     exchanges: np.ndarray  # per target: index into `asked`
     asked: list[Exchange]
 
@@ -172,12 +182,12 @@ class Packed:
         )
         shifted = torch.full_like(targets, -100)
         shifted[:, :-1] = targets[:, 1:]
-        shown, wanted, tenths, boxes, slots = (
+        shown, wanted, tenths, boxes, looks = (
             torch.from_numpy(array).to(device)
-            for array in (self.shown, self.wanted, self.tenths, self.boxes, self.slots)
+            for array in (self.shown, self.wanted, self.tenths, self.boxes, self.looks)
         )
-        wanted, slots = wanted.roll(-1, 1), slots.roll(-1, 1)
-        return Batch(ids, positions, segments, shifted, pictures, places, shown, wanted, tenths, boxes, slots, features)
+        wanted = wanted.roll(-1, 1)
+        return Batch(ids, positions, segments, shifted, pictures, places, shown, wanted, tenths, boxes, looks, features)
 
 
 def pack(rows: Sequence[Row], pad: int) -> Packed:
@@ -188,7 +198,8 @@ def pack(rows: Sequence[Row], pad: int) -> Packed:
     segments = np.full((count, length), -1, np.int64)
     targets = np.full((count, length), -100, np.int64)
     shown_at, answers, tenths = np.zeros_like(ids), np.zeros_like(ids), np.full_like(ids, -1)
-    boxes, slots = np.full((count, length, 4), -1, np.int64), np.full_like(ids, -1)
+    boxes = np.full((count, length, 4), -1, np.int64)
+    looks = [np.zeros((0, 4), np.int64)]
     by_size: dict[tuple[int, int], list[np.ndarray]] = {}
     shown: list[tuple[tuple[int, int], int, int]] = []  # of each picture in the rows: size, number in it, first place
     exchanges: list[int] = []
@@ -200,7 +211,9 @@ def pack(rows: Sequence[Row], pad: int) -> Packed:
         segments[number, :end] = row.segments
         targets[number, :end] = row.targets
         shown_at[number, :end], answers[number, :end], tenths[number, :end] = row.shown, row.wanted, row.tenths
-        boxes[number, :end], slots[number, :end] = row.boxes, row.slots
+        boxes[number, :end] = row.boxes
+        if row.looks:
+            looks.append(np.insert(np.asarray(row.looks), 0, number, axis=1))
         exchanges += [len(asked) + one for one in row.exchanges]
         asked += row.asked
         known: dict[int, int] = {}  # a scene that stays is one array: encoded once
@@ -233,7 +246,7 @@ def pack(rows: Sequence[Row], pad: int) -> Packed:
         answers,
         tenths,
         boxes,
-        slots,
+        np.concatenate(looks),
         np.asarray(exchanges),
         asked,
     )

@@ -20,6 +20,16 @@ from training.words import PRINTED
 
 
 @dataclass(frozen=True)
+class Glance:
+    """A letter of a printed word in a question or an answer, and what shows it."""
+
+    character: int  # its place in the question or answer
+    order: int  # its place in the word
+    part: int  # of the context: a picture, a moment, the text of a page
+    spot: int  # the cell there, or the character of the text
+
+
+@dataclass(frozen=True)
 class Exchange:
     skill: str
     language: str
@@ -27,6 +37,9 @@ class Exchange:
     answer: str
     at: int = -1  # which of the context's pictures, moments or cells answers it, from 0; -1: none alone
     evidence: tuple[tuple[int, int, int], ...] = ()  # (first, after, at) of characters of the answer with their own
+    read: tuple[Glance, ...] = ()  # letters of the answer that are read off pictures
+    asked: tuple[Glance, ...] = ()  # letters of the question that are to be found
+    told: tuple[Glance, ...] = ()  # the same letters in the answer
 
 
 Branch = tuple[Exchange, ...]
@@ -176,6 +189,35 @@ def shown_by(exchange: Exchange, pieces: Sequence[tuple[str, int]]) -> Exchange:
     return replace(exchange, evidence=tuple(evidence))
 
 
+def glances(text: str, begin: int, part: int, spots: Sequence[int]) -> tuple[Glance, ...]:
+    """Of a word that stands at `begin`; `spots`: of each of its letters."""
+    return tuple(Glance(begin + order, order, part, spot) for order, spot in zip(range(len(text)), spots, strict=False))
+
+
+def reads(exchange: Exchange, words: Sequence[tuple[str, int, Sequence[int]]]) -> Exchange:
+    """The exchange with what shows the words of its answer, in their order: (word, part, spots of its letters)."""
+    read: tuple[Glance, ...] = ()
+    end = 0
+    for word, part, spots in words:
+        begin = exchange.answer.index(q.quoted(word, exchange.language), end) + 1
+        end = begin + len(word)
+        read += glances(word, begin, part, spots)
+    return replace(exchange, read=read)
+
+
+def seeks(exchange: Exchange, called: str, word: str, shown: Sequence[tuple[int, Sequence[int]]]) -> Exchange:
+    """The exchange with what shows the word it asks for, `called` so: (part, spots of its letters) of each place."""
+    begin = exchange.question.rindex(called) + called.index(word)
+    named = exchange.answer.index(q.quoted(word, exchange.language)) + 1
+    asked, told = (tuple(g for part, spots in shown for g in glances(word, at, part, spots)) for at in (begin, named))
+    return replace(exchange, asked=asked, told=told)
+
+
+def cells_of_letters(scene: Scene) -> tuple[int, ...]:
+    """Of each character of its text, line breaks too."""
+    return tuple(cell_of(scene, x, y) for x, y in scene.letters)
+
+
 def cell_of(scene: Scene, x: float, y: float) -> int:
     """The cell of 32 px that holds a point, given in pixels."""
     height, width, _ = scene.pixels.shape
@@ -249,15 +291,15 @@ def reading(scene: Scene, random: Random, language: str) -> Exchange:
     """What is written, line by line; of each letter the cell that shows it."""
     lines = scene.text.split("\n")
     exchange = ask("read", random, language, q.read_answer(lines, language))
-    evidence: list[tuple[int, int, int]] = []
-    letter = end = 0
+    cells = cells_of_letters(scene)
+    letter = 0
+    words = []
     for line in lines:
-        begin = exchange.answer.index(q.quoted(line, language), end) + 1
-        end = begin + len(line)
-        cells = [cell_of(scene, x, y) for x, y in scene.letters[letter : letter + len(line)]]
-        evidence += [(begin + i, begin + i + 1, cell) for i, cell in enumerate(cells)]
+        words.append((line, 0, cells[letter : letter + len(line)]))
         letter += len(line) + 1  # and the line break
-    return replace(exchange, skill="read" if len(lines) == 1 else "read_lines", evidence=tuple(evidence))
+    exchange = reads(exchange, words)
+    evidence = tuple((one.character, one.character + 1, one.spot) for one in exchange.read)
+    return replace(exchange, skill="read" if len(lines) == 1 else "read_lines", evidence=evidence)
 
 
 def picture_exchange(scene: Scene, level: Level, random: Random, language: str) -> Exchange:
@@ -460,6 +502,7 @@ class Event:
     last: float
     things: tuple[tuple[str, str], ...] = ()
     text: str = ""
+    cells: tuple[int, ...] = ()  # of the text's letters
 
     def told(self, language: str) -> str:
         if self.text:
@@ -526,8 +569,8 @@ def video_case(level: Level, random: Random) -> Case:
             if previous and previous.text == text:
                 continue
             repeated.append(text)
-            event = Event(times[i], times[i + stay - 1], text=text)
             scene = draw_text(text, width, height, random, wear=level.wear, page=plain and random.random() < 0.5)
+            event = Event(times[i], times[i + stay - 1], text=text, cells=cells_of_letters(scene))
         else:
             names = list(dict.fromkeys(any_name(random) for _ in range(2 if random.random() < level.pairs else 1)))
             again_things = [one for one in repeated if not isinstance(one, str)]
@@ -564,7 +607,13 @@ def video_case(level: Level, random: Random) -> Case:
         """An answer that tells moments in order: each item has its own evidence."""
         separator = "; " if exchange.language == "en" else "；"
         items = exchange.answer.split(separator)
+        exchange = reads(exchange, [(e.text, times.index(e.seconds), e.cells) for e in inside if e.text])
         return shown_by(exchange, [(item, times.index(e.seconds)) for item, e in zip(items, inside, strict=False)])
+
+    def seek(exchange: Exchange, asked: str, key: tuple[str, str] | str, shown: Sequence[Event]) -> Exchange:
+        if not isinstance(key, str):
+            return exchange
+        return seeks(exchange, asked, key, [(times.index(event.seconds), event.cells) for event in shown])
 
     def make(random: Random, language: str) -> Exchange:
         skills, weights = zip(*level.asked_of_clips, strict=True)
@@ -575,7 +624,8 @@ def video_case(level: Level, random: Random) -> Case:
                 asked, told = say(key, language)
                 first = seen[key][0].seconds
                 answer = q.when_answer(told, first, language)
-                return ask("when", random, language, answer, at=times.index(first), thing=asked)
+                when = ask("when", random, language, answer, at=times.index(first), thing=asked)
+                return seek(when, asked, key, seen[key][:1])
         if skill == "all_times" and seen:
             several = [key for key in seen if len(seen[key]) > 1]
             key = random.choice(several if several and random.random() < 0.7 else list(seen))
@@ -583,7 +633,8 @@ def video_case(level: Level, random: Random) -> Case:
                 asked, told = say(key, language)
                 answer = q.all_times_answer(told, [event.seconds for event in seen[key]], language)
                 found = [(q.stamp(event.seconds, language), times.index(event.seconds)) for event in seen[key]]
-                return shown_by(ask("all_times", random, language, answer, thing=asked), found)
+                every = seek(ask("all_times", random, language, answer, thing=asked), asked, key, seen[key])
+                return shown_by(every, found)
         if skill == "absent":
             if words and random.random() < 0.3:
                 text = other_text([key for key in seen if isinstance(key, str)], random, level.longest_text)
@@ -621,7 +672,8 @@ def video_case(level: Level, random: Random) -> Case:
         told = event.told(language) if not event.is_empty else ("nothing" if language == "en" else "没有内容")
         answer = q.moments_answer([(times[index], told)], language)
         time = clock(times[index], language, random)
-        return ask("what_at", random, language, answer, at=index, time=time)
+        one = ask("what_at", random, language, answer, at=index, time=time)
+        return reads(one, [(event.text, index, event.cells)]) if event.text else one
 
     return Case(tuple(moments), branches_of(make, level, random))
 
@@ -633,6 +685,7 @@ def document_case(level: Level, random: Random) -> Case:
     first = 1 if random.random() < 0.9 else random.randint(2, 20)
     context: list[str | Still | Moment] = []
     said: list[list[str]] = []
+    spots: list[list[tuple[int, Sequence[int]]]] = []  # of each text: the part that shows it, and where its letters are
     width, height = page_size(level, random)
     after = ""
     for page in range(first, first + count):
@@ -640,23 +693,32 @@ def document_case(level: Level, random: Random) -> Case:
         texts = [printed(random, longest) for _ in range(random.choice((1, 1, 2, 3)) if layered else 1)]
         said.append(texts)
         shown = texts[0] if len(texts[0]) <= level.longest_text else texts[0][: level.longest_text]
-        context += [f"{after}Page {page}: ", Still(draw_text(shown, width, height, random, wear=0.1, page=True).pixels)]
+        scene = draw_text(shown, width, height, random, wear=0.1, page=True)
+        context += [f"{after}Page {page}: ", Still(scene.pixels)]
         separator = random.choice(("\n", " ", "\n"))
         after = f"\n{separator.join(texts)}\n" if layered else "\n"
+        if layered:
+            begins = [1 + sum(len(text) + 1 for text in texts[:number]) for number in range(len(texts))]
+            spots.append([(len(context), range(b, b + len(t))) for b, t in zip(begins, texts, strict=True)])
+        else:
+            spots.append([(len(context) - 1, cells_of_letters(scene))])
     context.append(after)
     everything = [text.lower() for texts in said for text in texts]
 
     def make(random: Random, language: str) -> Exchange:
         index = random.randrange(count)
         kind = random.random()
-        text = random.choice(said[index])
+        number = random.randrange(len(said[index]))
+        text = said[index][number]
         if kind < 0.65 and everything.count(text.lower()) == 1:
             asked = called_text(text, language, random, with_word=random.random() < 0.4)
             answer = q.page_answer(text, first + index, language)
-            return ask("page", random, language, answer, at=index, text=asked)
+            page = ask("page", random, language, answer, at=index, text=asked)
+            return seeks(page, asked, text, [spots[index][number]])
         if kind < 0.8:
             answer = q.page_says_answer(" ".join(said[index]), first + index, language)
-            return ask("page_says", random, language, answer, at=index, page=first + index)
+            says = ask("page_says", random, language, answer, at=index, page=first + index)
+            return says if layered else reads(says, [(text, *spots[index][0])])
         if kind < 0.97:
             text = other_text([text for texts in said for text in texts], random, 8)
             answer = q.absent_answer(q.quoted(text, language), language)

@@ -23,7 +23,7 @@ def shares(**kinds: float) -> tuple[tuple[str, float], ...]:
     return tuple(kinds.items())
 
 
-SIGHT = Level((), picture_pixels=(9216, 36_864), longest_text=8, wear=0.3)  # the vision tower alone
+SIGHT = Level((), picture_pixels=(12_288, 65_536), longest_text=8, wear=0.3)  # the vision tower alone
 WARM = Level(  # one thing, large: attention to pictures and the features of colour and shape come first
     shares(picture=6, text=0.5, video=1),
     picture_pixels=(4096, 4096),
@@ -104,15 +104,15 @@ THIRD = replace(
 FOURTH = replace(
     THIRD,
     kinds=shares(picture=3, text=16, pictures=0.7, video=4, document=1.2, nothing=0.05),  # a word costs few tokens
-    picture_pixels=(16_384, 36_864),  # letters of 10 px and more
-    frame_pixels=(8192, 16_384),
+    picture_pixels=(16_384, 65_536),  # letters of 10 px and more
+    frame_pixels=(8192, 24_576),
     moments=(5, 44),
     pages=(3, 12),
     longest_text=8,
     lines=0.6,
     branches=12,
     seconds=7200.0,
-    words=0.7,
+    words=0.75,
 )
 FIFTH = replace(
     FOURTH,
@@ -122,12 +122,12 @@ FIFTH = replace(
 )
 
 STAGES = (
-    Stage(SIGHT, {"shapes": 0.97, "letters": 0.9}, 3000, 0, 0, 160),
+    Stage(SIGHT, {"shapes": 0.97, "letters": 0.9}, 3000, 0, 0, 112),
     Stage(WARM, {"name": 0.8, "shape": 0.85}, 3000, 3_000, 3_000),
     Stage(FIRST, {"name": 0.85, "when": 0.85, "what_at": 0.8}, 6000),
     Stage(SECOND, {"name": 0.88, "when": 0.85, "what_at": 0.85, "page": 0.8}, 6000, 3_200, 3_200),
     Stage(THIRD, {"name": 0.9, "when": 0.88, "what_at": 0.85, "page": 0.85}, 8000, 4_800, 4_800, 96),
-    Stage(FOURTH, {"name": 0.95, "when": 0.93, "what_at": 0.9, "page": 0.9, "read": 0.8}, 20_000, 4_000, 4_000, 128),
+    Stage(FOURTH, {"name": 0.95, "when": 0.93, "what_at": 0.9, "page": 0.9, "read": 0.8}, 20_000, 4_000, 4_000, 96),
     Stage(FIFTH, {}, 10**9, 12_000, 12_000),
 )
 KEPT = 0.3  # share of every step that stays with the stage before, so that nothing is forgotten

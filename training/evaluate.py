@@ -25,8 +25,8 @@ from training.network import forward
 STAMP = re.compile(r"(\d+\.\d)(?= seconds|秒)")
 EVALUATED = Level(
     kinds=(("picture", 3), ("text", 1.5), ("pictures", 1), ("video", 4), ("document", 1.5), ("nothing", 0.4)),
-    picture_pixels=(16_384, 36_864),
-    frame_pixels=(8192, 16_384),
+    picture_pixels=(16_384, 65_536),
+    frame_pixels=(8192, 24_576),
     moments=(5, 40),
     seconds=600.0,
     words=0.3,
@@ -83,7 +83,8 @@ def greedy(model: Any, encoder: Encoder, cases: Sequence[Case], *, dtype: torch.
     """The greedy answer to the first question of each case; each case has one branch."""
     rows = []
     for case in cases:
-        row = encoder.row(Case(case.context, ((replace(case.branches[0][0], answer=""),),)))
+        asked = case.branches[0][0]
+        row = encoder.row(Case(case.context, ((Exchange(asked.skill, asked.language, asked.question, ""),),)))
         for column in columns(row):
             column.pop()  # the end of the empty answer
         rows.append(row)
@@ -112,12 +113,12 @@ def greedy(model: Any, encoder: Encoder, cases: Sequence[Case], *, dtype: torch.
 def columns(row: Row) -> tuple[list[Any], ...]:
     """What a row says of each token."""
     one = (row.ids, row.positions, row.segments, row.targets)
-    return *one, row.shown, row.wanted, row.tenths, row.boxes, row.slots
+    return *one, row.shown, row.wanted, row.tenths, row.boxes
 
 
 def append(row: Row, token: int) -> None:
     place = (row.positions[-1][0] + 1,) * 3
-    for column, value in zip(columns(row), (token, place, 1, -100, 0, 0, -1, NO_BOX, -1), strict=True):
+    for column, value in zip(columns(row), (token, place, 1, -100, 0, 0, -1, NO_BOX), strict=True):
         column.append(value)
 
 

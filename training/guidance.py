@@ -6,24 +6,29 @@ picture: its tokens gather the stamp before them, and the answer finds the pictu
 this way: visual tokens must tell the digits of their stamp and of the box of what they show, and one head of two layers
 must look at the picture that holds the answer. Nothing of it is left at release.
 
-Letters have a way of their own. A cell tells several at once, letter k of a word in slot k % 4 (`sight.py`), and what a
+Letters have ways of their own. A cell tells several at once, letter k of a word in slot k % 4 (`sight.py`), and what a
 head carries away does not depend on who asks; so each slot has a head, which looks at the cell for its letters only.
+And a word that is asked for is found letter by letter: those in the question, and again in the answer that names it,
+look at what shows them at the moment or on the page that is wanted.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from training.batches import FOUND
 from training.network import Batch, rms_norm, rotate
 from training.sight import SLOTS
 
 PROBED_LAYERS = (1, 2)  # after which visual tokens must know their stamp
 GUIDED_LAYERS = (3, 4)  # whose first head must look at the evidence
 LETTER_LAYER = 4  # whose odd heads, each with keys and values of its own, look at the cells of letters, one for a slot
+FINDING_HEADS = {2: (4, 7), 3: (5, 7)}  # by layer: look from a letter that is asked for at the same in what is shown
 ELSEWHERE = 0.3  # weight of not looking at letters of other slots
 ABSENT_DIGIT = 10
 STAMP_DIGITS = 5  # to 2.7 hours
@@ -50,55 +55,79 @@ def digits_of_boxes(boxes: Tensor) -> Tensor:
     return torch.stack((hundreds, tens), dim=-1).flatten(1)
 
 
+@dataclass(frozen=True)
+class Lookers:
+    """Tokens that look, in the order of their rows, and at what."""
+
+    rows: Tensor  # [n]
+    places: Tensor  # [n]
+    kinds: Tensor  # [n]
+    evidence: Tensor  # [n, length] bool
+
+
+def lookers_of(looks: Tensor, length: int) -> Lookers:
+    """Of (row, token that looks, token it should look at, kind) [m, 4]; a token may look at several."""
+    who, number = looks[:, [0, 1, 3]].unique(dim=0, return_inverse=True)
+    evidence = torch.zeros(len(who), length, dtype=torch.bool, device=looks.device)
+    evidence[number, looks[:, 2]] = True
+    return Lookers(who[:, 0], who[:, 1], who[:, 2], evidence)
+
+
 class Guidance:
     """Collects the extra losses of one forward pass; call it before and after each layer."""
 
     def __init__(self, probe: nn.Linear, batch: Batch) -> None:
         self.probe = probe
-        self.batch = batch
         self.labelled = batch.tenths >= 0
         self.digits = digits_of(batch.tenths[self.labelled])
         self.boxed = batch.boxes[..., 0] >= 0
         self.box_digits = digits_of_boxes(batch.boxes[self.boxed])
-        self.asking = batch.wanted > 0
+        self.device = batch.ids.device
+        length = batch.ids.shape[1]
+        kinds = batch.looks[:, 3]
+        self.finding = lookers_of(batch.looks[kinds == FOUND], length)
+        reading = batch.looks[kinds < FOUND]
+        self.reading = lookers_of(reading, length)
+        asking = batch.wanted > 0
+        self.moments = {GUIDED_LAYERS[0]: self._askers(batch, asking)}
+        asking = asking.index_put((reading[:, 0], reading[:, 1]), torch.tensor(False, device=self.device))
+        self.moments[LETTER_LAYER] = self._askers(batch, asking)
         self.losses: list[Tensor] = []
-        self.found = 0.0  # share of the guided heads' attention that lies on the evidence
+        self.found: dict[str, float] = {}  # share of the guided heads' attention that lies on the evidence
+
+    @staticmethod
+    def _askers(batch: Batch, asking: Tensor) -> Lookers:
+        rows, places = asking.nonzero(as_tuple=True)
+        return Lookers(rows, places, rows, batch.wanted[rows, places, None] == batch.shown[rows])
 
     def before(self, number: int, layer: Any, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> None:
-        if number not in GUIDED_LAYERS or not self.asking.any():
+        if number not in (*FINDING_HEADS, *GUIDED_LAYERS):
             return
         normed = rms_norm(x.to(mask.dtype), layer.input_layernorm)
-        letters = self.asking & (self.batch.slots >= 0)
-        asking = self.asking & ~letters if number == LETTER_LAYER else self.asking
-        if asking.any():
-            on_it, _ = self._looks(layer, 0, normed, cos, sin, mask, asking)
-            self.losses.append(-on_it.mean())
-            self.found = float(on_it.detach().exp().mean())
-        if number == LETTER_LAYER and letters.any():
-            slots = self.batch.slots[letters]
-            for slot in range(SLOTS):
-                on_it, elsewhere = self._looks(layer, 2 * slot + 1, normed, cos, sin, mask, letters)
-                mine = slots == slot
-                loss = -(on_it[mine].sum() + ELSEWHERE * elsewhere[~mine].sum()) / len(slots)
-                self.losses.append(loss)
 
-    def _looks(
-        self, layer: Any, head: int, normed: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, asking: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Of each asking token [n] the logarithm of the share of a head's look that lies on its evidence, and of the
-        rest."""
-        own, dim = layer.self_attn, layer.self_attn.head_dim
-        group = head // own.num_key_value_groups
-        query = F.linear(normed, own.q_proj.weight[head * dim : (head + 1) * dim].to(mask.dtype))
-        key = F.linear(normed, own.k_proj.weight[group * dim : (group + 1) * dim].to(mask.dtype))
-        query = rotate(rms_norm(query, own.q_norm), cos[:, :, 0], sin[:, :, 0])
-        key = rotate(rms_norm(key, own.k_norm), cos[:, :, 0], sin[:, :, 0])
-        scores = (query @ key.transpose(1, 2)).float() * dim**-0.5 + mask[:, 0].float()  # [rows, length, length]
-        evidence = (self.batch.wanted[:, :, None] == self.batch.shown[:, None, :])[asking]
-        scores = scores[asking]
-        whole = scores.logsumexp(-1)
-        on_it, elsewhere = (scores.masked_fill(out, -1e4).logsumexp(-1) - whole for out in (~evidence, evidence))
-        return on_it, elsewhere
+        def looks(head: int, lookers: Lookers) -> tuple[Tensor, Tensor]:
+            return look(layer, head, normed, cos, sin, mask, lookers)
+
+        def told(name: str, on_it: Tensor) -> None:
+            self.found[name] = float(on_it.detach().exp().mean())
+
+        if number in FINDING_HEADS and len(self.finding.rows):
+            for head in FINDING_HEADS[number]:
+                on_it, _ = looks(head, self.finding)
+                self.losses.append(-on_it.mean() / len(FINDING_HEADS[number]))
+                told("finds", on_it)
+        if number in self.moments and len(self.moments[number].rows):
+            on_it, _ = looks(0, self.moments[number])
+            self.losses.append(-on_it.mean())
+            told("looks", on_it)
+        if number == LETTER_LAYER and len(self.reading.rows):
+            right = []
+            for slot in range(SLOTS):
+                on_it, elsewhere = looks(2 * slot + 1, self.reading)
+                mine = self.reading.kinds == slot
+                self.losses.append(-(on_it[mine].sum() + ELSEWHERE * elsewhere[~mine].sum()) / len(mine))
+                right.append(on_it[mine])
+            told("reads", torch.cat(right))
 
     def after(self, number: int, x: Tensor) -> None:
         if number not in PROBED_LAYERS:
@@ -113,4 +142,25 @@ class Guidance:
                 self.losses.append(F.cross_entropy(told, digits.flatten()))
 
     def loss(self) -> Tensor:
-        return torch.stack(self.losses).sum() if self.losses else torch.zeros((), device=self.batch.ids.device)
+        return torch.stack(self.losses).sum() if self.losses else torch.zeros((), device=self.device)
+
+
+def look(
+    layer: Any, head: int, normed: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, lookers: Lookers
+) -> tuple[Tensor, Tensor]:
+    """Of each looker [n] the logarithm of the share of a head's look that lies on its evidence, and of the rest."""
+    own, dim = layer.self_attn, layer.self_attn.head_dim
+    group = head // own.num_key_value_groups
+    rows, places = lookers.rows, lookers.places
+    query = F.linear(normed[rows, places], own.q_proj.weight[head * dim : (head + 1) * dim].to(mask.dtype))
+    key = F.linear(normed, own.k_proj.weight[group * dim : (group + 1) * dim].to(mask.dtype))
+    query = rotate(rms_norm(query, own.q_norm), cos[rows, places, 0], sin[rows, places, 0])  # [n, dim]
+    key = rotate(rms_norm(key, own.k_norm), cos[:, :, 0], sin[:, :, 0])  # [rows, length, dim]
+    counts = rows.bincount(minlength=len(key)).tolist()
+    scores = torch.cat([q @ k.T for q, k in zip(query.split(counts), key, strict=True)]).float()  # [n, length]
+    scores = scores * dim**-0.5 + mask[rows, 0, places].float()
+    whole = scores.logsumexp(-1)
+    on_it, elsewhere = (
+        scores.masked_fill(out, -1e4).logsumexp(-1) - whole for out in (~lookers.evidence, lookers.evidence)
+    )
+    return on_it, elsewhere

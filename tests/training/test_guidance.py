@@ -5,15 +5,26 @@ from __future__ import annotations
 import re
 from random import Random
 
+import pytest
 import torch
 
-from training.batches import NO_BOX, Encoder, pack
+from training.batches import FOUND, NO_BOX, Encoder, pack
 from training.cases import Level, make_case
 from training.guidance import ABSENT_DIGIT, Guidance, build_probe, digits_of, digits_of_boxes
 from training.network import build_model, forward
 from training.sight import SLOTS
 from training.tokenizer import build_tokenizer
 
+WORDS = Level(
+    (("text", 1.0),),
+    picture_pixels=(36_864, 36_864),
+    frame_pixels=(16_384, 16_384),
+    moments=(4, 8),
+    longest_text=8,
+    lines=0.5,
+    words=1.0,
+    pages=(2, 4),
+)
 LEVEL = Level((("picture", 1.0),), picture_pixels=(16_384, 36_864), branches=3)
 
 
@@ -50,24 +61,49 @@ def test_the_box_stands_at_the_cell_of_its_things_middle() -> None:
     assert boxes >= 6
 
 
-def test_a_letter_to_be_written_knows_its_cell_and_slot() -> None:
+@pytest.mark.parametrize("kind", ["text", "video", "document"])
+def test_a_letter_to_be_written_knows_its_cell_and_slot(kind: str) -> None:
     encoder = Encoder(build_tokenizer())
-    level = Level((("text", 1.0),), picture_pixels=(36_864, 36_864), longest_text=8, lines=0.5)
     lengths = set()
     for seed in range(12):
-        case = make_case("text", level, Random(seed))
-        batch = pack([encoder.row(case)], encoder.tokenizer.pad_token_id).batch()
-        there = batch.slots[0] >= 0
-        told = [encoder.tokenizer.decode([token]) for token in batch.targets[0, there].tolist()]
-        wanted = [exchange for branch in case.branches for exchange in branch if exchange.skill.startswith("read")]
-        assert told == [e.answer[first:after] for e in wanted for first, after, _ in e.evidence]
-        assert batch.wanted[0, there].tolist() == [at + 1 for e in wanted for _, _, at in e.evidence]
-        slots = iter(batch.slots[0, there].tolist())
-        for exchange in wanted:
-            for word in re.findall(r'["“](.+?)["”]', exchange.answer):
+        case = make_case(kind, WORDS, Random(seed))
+        row = encoder.row(case)
+        looks = iter([look for look in row.looks if look[2] < FOUND])
+        for exchange in (exchange for branch in case.branches for exchange in branch):
+            written = "".join(exchange.answer[one.character] for one in exchange.read)
+            words = re.findall(r'["“](.+?)["”]', exchange.answer) if exchange.read else []
+            assert written == "".join(words)
+            for word in words:
                 lengths.add(len(word))
-                assert [next(slots) for _ in word] == [place % SLOTS for place in range(len(word))]
+                for place, letter in enumerate(word):
+                    token, cell, slot = next(looks)
+                    assert encoder.tokenizer.decode([row.ids[token + 1]]).startswith(letter) or place
+                    assert row.ids[cell] in (encoder.image, encoder.video)
+                    assert slot == place % SLOTS
     assert max(lengths) > SLOTS
+
+
+@pytest.mark.parametrize("kind", ["video", "document"])
+def test_a_letter_that_is_asked_for_knows_what_shows_it(kind: str) -> None:
+    encoder = Encoder(build_tokenizer())
+    found = 0
+    for seed in range(12):
+        case = make_case(kind, WORDS, Random(seed))
+        row = encoder.row(case)
+        texts = {one.question[g.character] for b in case.branches for one in b for g in one.asked}
+        for token, seen, look in row.looks:
+            if look != FOUND:
+                continue
+            found += 1
+            letter = encoder.tokenizer.decode([row.ids[token]])
+            assert set(letter.strip()) & texts
+            text = encoder.tokenizer.decode([row.ids[seen]]).strip()
+            if row.ids[seen] not in (encoder.image, encoder.video):  # the text of a page
+                assert set(letter.strip()) & set(text)
+            elif kind == "video":  # the moment that the answer names
+                tenths = row.tenths[seen]
+                assert any(f"{tenths / 10:.1f}" in one.answer for b in case.branches for one in b)
+    assert found > 50
 
 
 def test_the_probe_learns_what_it_is_asked() -> None:
