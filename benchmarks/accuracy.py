@@ -34,8 +34,10 @@ from qwen3vl_webui.media.values import Clip
 from qwen3vl_webui.prompt import lay_out
 from qwen3vl_webui.settings import KVCacheKind, Quantization
 from qwen3vl_webui.zoom import look_closer
-from training.cases import Case, Exchange, Level, Moment, Still, make_case
+from training.cases import make_case
 from training.evaluate import STAMP, is_right
+from training.exchanges import Case, Exchange, Moment, Still
+from training.level import Level
 
 LEVEL = Level(
     kinds=(("picture", 3), ("text", 1.5), ("pictures", 1), ("video", 4), ("document", 1.5), ("nothing", 0.4)),

@@ -33,9 +33,10 @@ from qwen3vl_webui.model.loading import load
 from qwen3vl_webui.model.rope import Chosen, Rope, RopePlan, native, ntk, trained_positions, yarn
 from qwen3vl_webui.prompt import lay_out
 from training import questions
-from training.cases import Exchange, Moment, any_name, ask, called, clock
+from training.clips import clock
 from training.evaluate import is_right
-from training.scenes import draw_things, empty
+from training.exchanges import Exchange, Moment, ask, called
+from training.scenes import any_name, draw_things, empty
 
 REACHES = (0.5, 1.0, 2.0, 4.0)
 EVENTS = 12

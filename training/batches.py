@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import multiprocessing
@@ -9,13 +10,16 @@ import re
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from queue import Empty
 from random import Random
 from typing import Any
 
 import numpy as np
 import torch
 
-from training.cases import Branch, Case, Exchange, Level, Moment, Still, make_case, with_few_sizes
+from training.cases import make_case
+from training.exchanges import Branch, Case, Exchange, Moment, Still
+from training.level import Level, with_few_sizes
 from training.network import Batch, Pictures, patches_of, picture_positions
 from training.sight import SLOTS, draw_sights
 
@@ -292,6 +296,14 @@ def draw_ahead(tokenizer: Any, plan: Any, first_step: int, *, ahead: int = 6) ->
     process = context.Process(target=_draw, args=(tokenizer, plan, first_step, queue), daemon=True)
     process.start()
     return process, queue
+
+
+def take(process: Any, queue: Any) -> Any:
+    """The next step drawn ahead; None when the drawing process has ended, as by a signal to both."""
+    while process.is_alive():
+        with contextlib.suppress(Empty):
+            return queue.get(timeout=5)
+    return None
 
 
 def _draw(tokenizer: Any, plan: Any, step: int, queue: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from training.cases import Level
+from training.level import Level
 
 
 @dataclass(frozen=True)

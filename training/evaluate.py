@@ -19,7 +19,9 @@ from typing import Any
 import torch
 
 from training.batches import NO_BOX, Encoder, Row, pack
-from training.cases import Case, Exchange, Level, make_case
+from training.cases import make_case
+from training.exchanges import Case, Exchange
+from training.level import Level
 from training.network import forward
 
 STAMP = re.compile(r"(\d+\.\d)(?= seconds|秒)")

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.cases import Level, picture_size, printed, random_scene
+from training.cases import random_scene
+from training.level import Level, picture_size, printed
 from training.network import Pictures, patches_of, vision
 from training.questions import COLOURS, SHAPES
 from training.scenes import Scene, draw_lines, draw_text

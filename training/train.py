@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from training.batches import Packed, draw_ahead
+from training.batches import Packed, draw_ahead, take
 from training.curriculum import STAGES, levels_of
 from training.evaluate import is_right
 from training.guidance import Guidance, build_probe
@@ -162,7 +162,13 @@ def main() -> None:
 
     def plan(step: int) -> tuple[str, Any, int, int, int]:
         now = STAGES[stage.value]
-        return f"train:{args.seed}", levels_of(stage.value), now.step_tokens, now.batch_tokens, 0 if args.still_tower else now.sights
+        return (
+            f"train:{args.seed}",
+            levels_of(stage.value),
+            now.step_tokens,
+            now.batch_tokens,
+            0 if args.still_tower else now.sights,
+        )
 
     process, queue = draw_ahead(tokenizer, plan, state["step"])
     log = (args.run / "log.jsonl").open("a")
@@ -184,7 +190,10 @@ def main() -> None:
         for optimizer in optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["speed"]
-        step_batches, sights = queue.get()
+        drawn = take(process, queue)
+        if drawn is None:
+            break
+        step_batches, sights = drawn
         if sights is not None:
             loss, told = sight_loss(model, heads, words, sights, dtype, args.device, before)
             (loss * SIGHT_SHARE).backward()

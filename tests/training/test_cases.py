@@ -12,8 +12,11 @@ import pytest
 
 from training import questions
 from training.batches import Encoder
-from training.cases import Exchange, Level, Moment, Still, fit, make_case, printed, stamps
+from training.cases import make_case
+from training.clips import stamps
 from training.evaluate import is_right, overlap
+from training.exchanges import Exchange, Moment, Still
+from training.level import Level, fit, printed
 from training.scenes import PAINT, contrast, draw_text, draw_things, paint
 from training.tokenizer import ORDINARY_TOKENS, SPECIAL_TOKENS, build_tokenizer
 
@@ -46,7 +49,7 @@ def test_every_picture_is_as_large_as_asked_and_the_same_seed_draws_the_same() -
 def test_a_seed_draws_the_same_in_every_process() -> None:
     """The order of a set of texts changes from process to process."""
     script = (
-        "from random import Random; from training.cases import Level, make_case\n"
+        "from random import Random; from training.cases import make_case; from training.level import Level\n"
         "for kind in ('pictures', 'video', 'document', 'text'):\n"
         "    for seed in range(3): print(make_case(kind, Level(()), Random(seed)).branches)"
     )

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from training.batches import FOUND, NO_BOX, Encoder, pack
-from training.cases import Level, make_case
+from training.cases import make_case
 from training.guidance import ABSENT_DIGIT, Guidance, build_probe, digits_of, digits_of_boxes
+from training.level import Level
 from training.network import build_model, forward
 from training.sight import SLOTS
 from training.tokenizer import build_tokenizer

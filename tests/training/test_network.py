@@ -12,8 +12,10 @@ from qwen3vl_webui.engine.contract import Message
 from qwen3vl_webui.media.values import Clip, FramePlan, Image
 from qwen3vl_webui.model.inputs import Vocabulary, encode
 from training.batches import Encoder, batches_of, pack
-from training.cases import Case, Exchange, Level, Moment, Still, make_case
+from training.cases import make_case
 from training.evaluate import greedy
+from training.exchanges import Case, Exchange, Moment, Still
+from training.level import Level
 from training.network import build_model, forward, patches_of
 from training.tokenizer import build_tokenizer
 

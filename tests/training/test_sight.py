@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.cases import Level
+from training.level import Level
 from training.network import build_model
 from training.scenes import Scene, draw_lines, draw_text, draw_things
 from training.sight import (

@@ -1,0 +1,232 @@
+"""Clips: things and words that come and go, asked when, what and in which order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+
+from training import questions as q
+from training.exchanges import (
+    Case,
+    Exchange,
+    Moment,
+    ask,
+    branches_of,
+    called,
+    called_text,
+    cells_of_letters,
+    other_name,
+    other_text,
+    reads,
+    refusal,
+    seeks,
+    shown_by,
+)
+from training.level import Level, frame_size, printed
+from training.scenes import any_name, draw_text, draw_things, empty
+
+
+def clock(seconds: float, language: str, random: Random) -> str:
+    """A time as a person writes it, to the second."""
+    whole = round(seconds)
+    minutes, rest = divmod(whole, 60)
+    forms = [f"{minutes:02d}:{rest:02d}", f"{minutes:02d}:{rest:02d}", f"{minutes}:{rest:02d}"]
+    if language == "en":
+        forms += [f"{whole} seconds", f"{whole} s", f"second {whole}", f"{seconds:.1f} seconds"]
+        if minutes:
+            forms.append(f"{minutes} minutes {rest} seconds" if minutes > 1 else f"{minutes} minute {rest} seconds")
+    else:
+        forms += [f"第{whole}秒", f"第{whole}秒", f"{whole}秒", f"第{seconds:.1f}秒"]
+        if minutes:
+            forms += [f"{minutes}分{rest}秒"]
+    if minutes >= 60:
+        forms = [f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"] * 3 + forms[3:]
+    return random.choice(forms)
+
+
+@dataclass(frozen=True)
+class Event:
+    """What is on the screen from `seconds` (the first stamp that shows it) on; things, a text, or nothing."""
+
+    seconds: float
+    last: float
+    things: tuple[tuple[str, str], ...] = ()
+    text: str = ""
+    cells: tuple[int, ...] = ()  # of the text's letters
+
+    def told(self, language: str) -> str:
+        if self.text:
+            return q.quoted(self.text, language)
+        names = [q.thing(*name, language) for name in self.things]
+        return q.listed(names if language == "zh" else [q.a(name) for name in names], language)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.things and not self.text
+
+
+def stamps(count: int, most: float, random: Random) -> list[float]:
+    """Rising times, to a tenth of a second, of clips up to `most` seconds long."""
+    if most <= 60 and count <= 8 and random.random() < 0.5:  # one digit tells the moments apart
+        return [float(second) for second in sorted(random.sample(range(10), count))]
+    kind = random.random()
+    if kind < 0.3:  # what the product's sampling gives short clips: two frames a second, two to a patch
+        start = random.choice((0.25, 0.25, 0.0, random.uniform(0, max(0.0, most - count))))
+        return [float(f"{start + i:.1f}") for i in range(count)]
+    if kind < 0.7:
+        step = random.choice((0.25, 0.5, 1.0, 1.0, 1.5, 2.0, 2.0, 3.0, 4.0, 5.0, random.uniform(0.4, 15)))
+        if most > 600 and random.random() < 0.4:
+            step = random.uniform(5.0, most / count)
+        step = min(step, most / count)
+        start = random.choice(
+            (0.0, 0.0, 0.5, random.uniform(0, step), random.uniform(0, max(0.0, most - step * count)))
+        )
+        return [round(start + i * step, 1) for i in range(count)]
+    lengths = (10, 30, 60, 60, 120, 300, 600, *((1200, 2400, 3600, 7200) if most > 600 else ()))
+    longest = min(most, max(count, random.choice(lengths)))
+    times = sorted(random.uniform(0, longest) for _ in range(count))
+    for i in range(1, count):
+        times[i] = max(times[i], times[i - 1] + 0.3)
+    return [round(time, 1) for time in times]
+
+
+def video_case(level: Level, random: Random) -> Case:
+    count = random.randint(*level.moments)
+    width, height = frame_size(level, random)
+    times = stamps(count, level.seconds, random)
+    runs = random.random() < level.runs
+    words = random.random() < level.words
+    plain = random.random() < 0.6  # one background light for the whole clip, as in a recording
+    events: list[Event] = []
+    moments: list[Moment] = []
+    which: list[int] = []  # event of each moment
+    repeated: list[tuple[str, str] | str] = []
+    i = 0
+    while i < count:
+        stay = 1
+        if runs:
+            stay = min(count - i, random.choice((1, 2, 2, 3, 4, 5, random.randint(1, 12))))
+        previous = events[-1] if events else None
+        kind = random.random()
+        if kind < 0.12 and not (previous and previous.is_empty):
+            event = Event(times[i], times[i + stay - 1])
+            scene = empty(width, height, random, wear=level.wear)
+        elif words and kind < 0.6:
+            text = printed(random, min(level.longest_text, 8 if width >= 96 else 4))
+            again = [one for one in repeated if isinstance(one, str)]
+            if again and random.random() < 0.25:
+                text = random.choice(again)
+            if previous and previous.text == text:
+                continue
+            repeated.append(text)
+            scene = draw_text(text, width, height, random, wear=level.wear, page=plain and random.random() < 0.5)
+            event = Event(times[i], times[i + stay - 1], text=text, cells=cells_of_letters(scene))
+        else:
+            names = list(dict.fromkeys(any_name(random) for _ in range(2 if random.random() < level.pairs else 1)))
+            again_things = [one for one in repeated if not isinstance(one, str)]
+            if again_things and random.random() < 0.2:
+                names = [random.choice(again_things)]
+            if previous and set(previous.things) & set(names):
+                continue
+            scene = draw_things(names, width, height, random, wear=level.wear)
+            names = [one.name for one in scene.things]
+            if not names:
+                continue
+            repeated.extend(names)
+            event = Event(times[i], times[i + stay - 1], things=tuple(names))
+        for k in range(stay):
+            pixels = scene.pixels
+            if k == 0 and runs and moments and random.random() < 0.5:  # the cut falls between the patch's two frames
+                pixels = ((moments[-1].pixels.astype(np.uint16) + pixels) // 2).astype(np.uint8)
+            moments.append(Moment(times[i + k], pixels))
+            which.append(len(events))
+        events.append(event)
+        i += stay
+    seen: dict[tuple[str, str] | str, list[Event]] = {}
+    for event in events:
+        for key in (event.text,) if event.text else event.things:
+            seen.setdefault(key, []).append(event)
+
+    def say(key: tuple[str, str] | str, language: str) -> tuple[str, str]:
+        """How the question and the answer call it."""
+        if isinstance(key, str):
+            return called_text(key, language, random), q.quoted(key, language)
+        return called(key, language, random), q.thing(*key, language)
+
+    def follow(exchange: Exchange, inside: Sequence[Event]) -> Exchange:
+        """An answer that tells moments in order: each item has its own evidence."""
+        separator = "; " if exchange.language == "en" else "；"
+        items = exchange.answer.split(separator)
+        exchange = reads(exchange, [(e.text, times.index(e.seconds), e.cells) for e in inside if e.text])
+        return shown_by(exchange, [(item, times.index(e.seconds)) for item, e in zip(items, inside, strict=False)])
+
+    def seek(exchange: Exchange, asked: str, key: tuple[str, str] | str, shown: Sequence[Event]) -> Exchange:
+        if not isinstance(key, str):
+            return exchange
+        return seeks(exchange, asked, key, [(times.index(event.seconds), event.cells) for event in shown])
+
+    def make(random: Random, language: str) -> Exchange:
+        skills, weights = zip(*level.asked_of_clips, strict=True)
+        skill = random.choices(skills, weights)[0]
+        if skill == "when" and seen:
+            key = random.choice(list(seen))
+            if len(seen[key]) == 1 or random.random() < 0.3:
+                asked, told = say(key, language)
+                first = seen[key][0].seconds
+                answer = q.when_answer(told, first, language)
+                when = ask("when", random, language, answer, at=times.index(first), thing=asked)
+                return seek(when, asked, key, seen[key][:1])
+        if skill == "all_times" and seen:
+            several = [key for key in seen if len(seen[key]) > 1]
+            key = random.choice(several if several and random.random() < 0.7 else list(seen))
+            if len(seen[key]) <= 5:
+                asked, told = say(key, language)
+                answer = q.all_times_answer(told, [event.seconds for event in seen[key]], language)
+                found = [(q.stamp(event.seconds, language), times.index(event.seconds)) for event in seen[key]]
+                every = seek(ask("all_times", random, language, answer, thing=asked), asked, key, seen[key])
+                return shown_by(every, found)
+        if skill == "absent":
+            if words and random.random() < 0.3:
+                text = other_text([key for key in seen if isinstance(key, str)], random, level.longest_text)
+                asked, told = called_text(text, language, random), q.quoted(text, language)
+            else:
+                name = other_name([key for key in seen if not isinstance(key, str)], random)
+                asked, told = called(name, language, random), q.thing(*name, language)
+            answer = q.absent_answer(told, language)
+            one = ask(random.choice(("when", "when", "all_times")), random, language, answer, thing=asked)
+            return Exchange("absent", language, one.question, answer)
+        if skill == "span" and count >= 2:
+            first = random.randrange(count)
+            last = min(count - 1, first + random.randint(0, 6))
+            start = times[first] - random.uniform(0, (times[first] - times[first - 1]) * 0.8 if first else times[first])
+            after = (times[last + 1] - times[last]) * 0.8 if last + 1 < count else 5.0
+            start, end = math.ceil(start), math.floor(times[last] + random.uniform(0, after))
+            inside = [event for event in events if not event.is_empty and start <= event.last and event.seconds <= end]
+            if end > start and 1 <= len(inside) <= 5 and all(start <= event.seconds for event in inside):
+                form = random.randrange(1 << 30)
+                fields = {name: clock(v, language, Random(form)) for name, v in (("start", start), ("end", end))}
+                told_all = [(event.seconds, event.told(language)) for event in inside]
+                return follow(ask("span", random, language, q.moments_answer(told_all, language), **fields), inside)
+        if skill == "timeline":
+            inside = [event for event in events if not event.is_empty]
+            told_all = [(event.seconds, event.told(language)) for event in inside]
+            if 1 <= len(told_all) <= 8:
+                return follow(ask("timeline", random, language, q.moments_answer(told_all, language)), inside)
+        if skill == "refuse":
+            return refusal(random, language)
+        index = random.randrange(count)
+        event = events[which[index]]
+        if event.is_empty and random.random() < 0.7:
+            index = random.randrange(count)
+            event = events[which[index]]
+        told = event.told(language) if not event.is_empty else ("nothing" if language == "en" else "没有内容")
+        answer = q.moments_answer([(times[index], told)], language)
+        time = clock(times[index], language, random)
+        one = ask("what_at", random, language, answer, at=index, time=time)
+        return reads(one, [(event.text, index, event.cells)]) if event.text else one
+
+    return Case(tuple(moments), branches_of(make, level, random))
