@@ -1,6 +1,7 @@
 """What is said in a video, over HTTP."""
 
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -71,3 +72,37 @@ def test_what_is_said_is_written_down_when_asked(site: Site, tmp_path: Path, mon
     assert "no sound" in site.error(site.client.post(f"/media/{silent['id']}/speech"), 400)
     site.store.remove_file("local", talk["id"])
     assert not list((site.store.data_dir / "media").glob(f"??/{talk['digest']}*"))
+
+
+@pytest.mark.parametrize("codec", ["aac", "libopus", "pcm_s16le", "libmp3lame"])
+def test_broken_sound_is_written_down_or_one_sentence(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str
+) -> None:
+    """Whatever bytes of the sound are broken: the state ends, says one sentence, and the next file is heard."""
+    monkeypatch.syspath_prepend(stand_in(tmp_path / "libraries"))
+    whole = spoken_clip(tmp_path / "whole.mkv", tones(4, {1: 0.5}), codec=codec)
+    raw = whole.read_bytes()
+    states = []
+    for seed in range(4):
+        random = Random(f"{codec}:{seed}")
+        broken = bytearray(raw[: len(raw) // 2] if seed == 3 else raw)  # breaks off, or has wrong bytes
+        for _ in range(20 * seed):
+            broken[random.randrange(len(broken) // 4, len(broken))] = random.randrange(256)
+        (tmp_path / f"broken{seed}.mkv").write_bytes(broken)
+        talk = site.upload(tmp_path / f"broken{seed}.mkv")
+        path = f"/media/{talk['id']}/speech"
+        answer = site.client.post(path)
+        if answer.status_code == 400:
+            assert answer.json()["error"]["message"].endswith(".")
+            continue
+
+        def ended(path: str = path) -> bool:
+            return site.client.get(path).json()["state"] in ("ready", "failed")
+
+        wait_until(ended, 60)
+        now = site.client.get(path).json()
+        states.append(now["state"])
+        assert now["state"] == "ready" or (now["sentence"].endswith(".") and "Traceback" not in now["sentence"])
+        site.store.remove_file("local", talk["id"])
+        assert not list((site.store.data_dir / "media").glob(f"??/{talk['digest']}*"))
+    assert states[0] == "ready"  # the one that is whole
