@@ -16,8 +16,8 @@ from benchmarks.accuracy import measure, through_engine
 from training.network import POSITIONS, build_model
 from training.tokenizer import build_tokenizer
 
-IMAGE_PIXELS = (16_384, 36_864)  # least and most of one picture or page: 16 to 36 visual tokens
-FRAME_PIXELS = (8192, 16_384)  # of one video frame: 8 to 16 visual tokens
+IMAGE_PIXELS = (16_384, 65_536)  # least and most of one picture or page: 16 to 64 visual tokens
+FRAME_PIXELS = (8192, 24_576)  # of one video frame: 8 to 24 visual tokens
 MOST_MOMENTS = 40  # of one video, when nobody asks for more: what the curriculum has reached
 SKILLS = {
     "name": "says which coloured shapes are in a picture, and their colour or shape",

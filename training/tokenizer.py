@@ -1,7 +1,8 @@
 """The demo model's byte-level BPE: Qwen's rules and special tokens over a small vocabulary made by hand.
 
 Every merge starts at a word's leading space or inside one character's bytes, so a printed word in quotes is always
-spelled letter by letter, and every digit is a token of its own: that is what the model has to copy.
+spelled letter by letter, and every digit is a token of its own: that is what the model has to copy. The few words that
+are a token without a space (`user`, `bbox`) are known whole, not merged, lest `us` and `bb` be merged in others.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ PIECES: tuple[str, ...] = (
     "；第",
     "、第",
 )
-PIECES += ("user", "assistant", "system", "bbox")
+WHOLE = ("user", "assistant", "system", "bbox", "json")  # by the splitting of texts they always stand alone
+PIECES += WHOLE[:-1]
 CHAT_TEMPLATE = """{%- for message in messages -%}
 {{- '<|im_start|>' + message.role + '\\n' -}}
 {%- if message.content is string -%}{{- message.content -}}
@@ -116,8 +118,9 @@ def build_tokenizer() -> Any:
         for end in range(2, len(spelled) + 1):
             if spelled[:end] not in vocabulary:
                 vocabulary[spelled[:end]] = len(vocabulary)
-                merges.append((spelled[: end - 1], spelled[end - 1]))
-    bpe = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+                if piece not in WHOLE:
+                    merges.append((spelled[: end - 1], spelled[end - 1]))
+    bpe = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True))
     bpe.normalizer = normalizers.NFC()
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
