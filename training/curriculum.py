@@ -84,9 +84,9 @@ THIRD = replace(
     ),
     asked_of_clips=(
         ("when", 6),
-        ("what_at", 5),
+        ("what_at", 6),
         ("all_times", 2),
-        ("span", 2),
+        ("span", 2.5),
         ("timeline", 1),
         ("absent", 1.5),
         ("refuse", 0.2),
@@ -103,7 +103,7 @@ THIRD = replace(
 )
 FOURTH = replace(
     THIRD,
-    kinds=shares(picture=3, text=16, pictures=0.7, video=4, document=1.2, nothing=0.05),  # a word costs few tokens
+    kinds=shares(picture=2.5, text=10, pictures=0.6, video=6, document=1.4, nothing=0.05),  # a word costs few tokens
     picture_pixels=(16_384, 65_536),  # letters of 10 px and more
     frame_pixels=(8192, 24_576),
     moments=(5, 44),
