@@ -79,7 +79,7 @@ class Encoder:
             first = len(row.ids)
             if isinstance(part, str):
                 places.append([first + token for token in self.tokens_of(part)])
-            place = self._text(row, part, place, 0) if isinstance(part, str) else self._picture(row, part, place)
+            place = self._text(row, part, place, 0) if isinstance(part, str) else self._picture(row, part, place, page)
             if not isinstance(part, str):
                 begin = row.visuals[-1][0]
                 places.append(range(begin, begin + part.pixels.shape[0] * part.pixels.shape[1] // 1024))
@@ -115,7 +115,7 @@ class Encoder:
             wanted[tokens[0] : tokens[-1] + 1] = [at + 1] * (tokens[-1] + 1 - tokens[0])
         return wanted
 
-    def _picture(self, row: Row, part: Still | Moment, place: int) -> int:
+    def _picture(self, row: Row, part: Still | Moment, place: int, page: int) -> int:
         pad = self.image
         if isinstance(part, Moment):
             place = self._text(row, f"<{part.seconds:.1f} seconds>", place, 0)
@@ -131,7 +131,7 @@ class Encoder:
         alone = isinstance(part, Still) and part.alone
         row.shown += [0, *(range(1, count + 1) if alone else [len(row.visuals)] * count), 0]
         row.wanted += [0] * (count + 2)
-        tenths = round(part.seconds * 10) if isinstance(part, Moment) else -1
+        tenths = round(part.seconds * 10) if isinstance(part, Moment) else page * 10 or -1
         row.tenths += [-1, *[tenths] * count, -1]
         boxes = dict(part.boxes) if isinstance(part, Still) else {}
         row.boxes += [NO_BOX, *(boxes.get(cell, NO_BOX) for cell in range(count)), NO_BOX]

@@ -17,6 +17,7 @@ class Stage:
     step_tokens: int = 2_400
     batch_tokens: int = 2_400
     sights: int = 64  # pictures per step whose cells are asked directly (`sight.py`)
+    kept: float = 0.3  # share of every step that stays with the stage before, so that nothing is forgotten
 
 
 def shares(**kinds: float) -> tuple[tuple[str, float], ...]:
@@ -127,13 +128,15 @@ STAGES = (
     Stage(FIRST, {"name": 0.85, "when": 0.85, "what_at": 0.8}, 6000),
     Stage(SECOND, {"name": 0.88, "when": 0.85, "what_at": 0.85, "page": 0.8}, 6000, 3_200, 3_200),
     Stage(THIRD, {"name": 0.9, "when": 0.88, "what_at": 0.85, "page": 0.85}, 8000, 4_800, 4_800, 96),
-    Stage(FOURTH, {"name": 0.95, "when": 0.93, "what_at": 0.9, "page": 0.9, "read": 0.8}, 20_000, 4_000, 4_000, 96),
+    Stage(
+        FOURTH, {"name": 0.95, "when": 0.93, "what_at": 0.9, "page": 0.9, "read": 0.8}, 20_000, 4_000, 4_000, 64, 0.1
+    ),
     Stage(FIFTH, {}, 10**9, 12_000, 12_000),
 )
-KEPT = 0.3  # share of every step that stays with the stage before, so that nothing is forgotten
 
 
 def levels_of(stage: int) -> list[tuple[Level, float]]:
     if stage <= 1:
         return [(STAGES[stage].level, 1.0)]
-    return [(STAGES[stage].level, 1 - KEPT), (STAGES[stage - 1].level, KEPT)]
+    now = STAGES[stage]
+    return [(now.level, 1 - now.kept), (STAGES[stage - 1].level, now.kept)]

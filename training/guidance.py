@@ -9,7 +9,7 @@ must look at the picture that holds the answer. Nothing of it is left at release
 Letters have ways of their own. A cell tells several at once, letter k of a word in slot k % 4 (`sight.py`), and what a
 head carries away does not depend on who asks; so each slot has a head, which looks at the cell for its letters only.
 And a word that is asked for is found letter by letter: those in the question, and again in the answer that names it,
-look at what shows them at the moment or on the page that is wanted.
+look at what shows them at the moment or on the page that is wanted, and then must tell its stamp as its picture does.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ PROBED_LAYERS = (1, 2)  # after which visual tokens must know their stamp
 GUIDED_LAYERS = (3, 4)  # whose first head must look at the evidence
 LETTER_LAYER = 4  # whose odd heads, each with keys and values of its own, look at the cells of letters, one for a slot
 FINDING_HEADS = {2: (4, 7), 3: (5, 7)}  # by layer: look from a letter that is asked for at the same in what is shown
+TOLD_LAYER = 3  # after which the letters that were found must know the stamp of what shows them
 ELSEWHERE = 0.3  # weight of not looking at letters of other slots
 ABSENT_DIGIT = 10
 STAMP_DIGITS = 5  # to 2.7 hours
@@ -86,6 +87,8 @@ class Guidance:
         length = batch.ids.shape[1]
         kinds = batch.looks[:, 3]
         self.finding = lookers_of(batch.looks[kinds == FOUND], length)
+        where = self.finding.evidence.int().argmax(-1)  # the first of several
+        self.found_digits = digits_of(batch.tenths[self.finding.rows, where])
         reading = batch.looks[kinds < FOUND]
         self.reading = lookers_of(reading, length)
         asking = batch.wanted > 0
@@ -130,16 +133,17 @@ class Guidance:
             told("reads", torch.cat(right))
 
     def after(self, number: int, x: Tensor) -> None:
-        if number not in PROBED_LAYERS:
-            return
-        stamps = STAMP_DIGITS * (ABSENT_DIGIT + 1)
-        for there, digits, part in (
-            (self.labelled, self.digits, slice(0, stamps)),
-            (self.boxed, self.box_digits, slice(stamps, None)),
-        ):
-            if there.any():
-                told = F.linear(x[there], self.probe.weight[part], self.probe.bias[part]).view(-1, ABSENT_DIGIT + 1)
-                self.losses.append(F.cross_entropy(told, digits.flatten()))
+        stamps = slice(0, STAMP_DIGITS * (ABSENT_DIGIT + 1))
+        if number in PROBED_LAYERS:
+            self._probe(x[self.labelled], stamps, self.digits)
+            self._probe(x[self.boxed], slice(stamps.stop, None), self.box_digits)
+        if number == TOLD_LAYER:
+            self._probe(x[self.finding.rows, self.finding.places], stamps, self.found_digits)
+
+    def _probe(self, x: Tensor, part: slice, digits: Tensor) -> None:
+        if len(x):
+            told = F.linear(x, self.probe.weight[part], self.probe.bias[part]).view(-1, ABSENT_DIGIT + 1)
+            self.losses.append(F.cross_entropy(told, digits.flatten()))
 
     def loss(self) -> Tensor:
         return torch.stack(self.losses).sum() if self.losses else torch.zeros((), device=self.device)
