@@ -241,8 +241,9 @@ def main() -> None:
             kept = min(0.998, (state["step"] + 1) / (state["step"] + 20))
             torch._foreach_lerp_(averaged, parameters, 1 - kept)
         now = STAGES[state["stage"]]
+        measured = min(state["stage_step"], state["step"] - started_step) > 100  # the score begins anew at every start
         learnt = bool(now.until) and all(score.of(skill) >= wish for skill, wish in now.until.items())
-        over = state["stage_step"] >= now.steps or (state["stage_step"] > 100 and learnt)
+        over = state["stage_step"] >= now.steps or (measured and learnt)
         if before is None and over and state["stage"] + 1 < len(STAGES):
             state |= {"stage": state["stage"] + 1, "stage_step": 0}
             stage.value = state["stage"]
