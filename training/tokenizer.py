@@ -1,8 +1,7 @@
 """The demo model's byte-level BPE: Qwen's rules and special tokens over a small vocabulary made by hand.
 
 Every merge starts at a word's leading space or inside one character's bytes, so a printed word in quotes is always
-spelled letter by letter, and every digit is a token of its own: that is what the model has to copy. The few words that
-are a token without a space (`user`, `bbox`) are known whole, not merged, lest `us` and `bb` be merged in others.
+spelled letter by letter, and every digit is a token of its own: that is what the model has to copy.
 """
 
 from __future__ import annotations
@@ -61,8 +60,9 @@ PIECES: tuple[str, ...] = (
     "；第",
     "、第",
 )
-WHOLE = ("user", "assistant", "system", "bbox", "json")  # by the splitting of texts they always stand alone
-PIECES += WHOLE[:-1]
+# Their beginnings (`us`, `as`, `sy`, `bb`) are merged in other words too. The vocabulary's `ignore_merges` is forgotten
+# by the stock class, and an added token is one that the app never lets a text hold.
+PIECES += ("user", "assistant", "system", "bbox")
 CHAT_TEMPLATE = """{%- for message in messages -%}
 {{- '<|im_start|>' + message.role + '\\n' -}}
 {%- if message.content is string -%}{{- message.content -}}
@@ -118,9 +118,8 @@ def build_tokenizer() -> Any:
         for end in range(2, len(spelled) + 1):
             if spelled[:end] not in vocabulary:
                 vocabulary[spelled[:end]] = len(vocabulary)
-                if piece not in WHOLE:
-                    merges.append((spelled[: end - 1], spelled[end - 1]))
-    bpe = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True))
+                merges.append((spelled[: end - 1], spelled[end - 1]))
+    bpe = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     bpe.normalizer = normalizers.NFC()
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [

