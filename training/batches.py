@@ -43,9 +43,7 @@ class Row:
     wanted: list[int]  # of each token: the number of the picture that answers it
     tenths: list[int]  # of each token: the stamp of the moment it shows
     boxes: list[tuple[int, int, int, int]]  # of each token: the box of the thing in the cell it shows
-    looks: list[
-        tuple[int, int, int]
-    ]  # (token that looks, token it should look at, for a letter of which slot or FOUND)
+    looks: list[tuple[int, int, int]]  # (token that looks, token it should look at, slot of the letter or FOUND)
 
 
 class Encoder:
@@ -77,17 +75,18 @@ class Encoder:
         places: list[Sequence[int]] = []  # of each part: the tokens of its characters or cells
         for part in case.context:
             first = len(row.ids)
-            if isinstance(part, str):
-                places.append([first + token for token in self.tokens_of(part)])
-            place = self._text(row, part, place, 0) if isinstance(part, str) else self._picture(row, part, place, page)
             if not isinstance(part, str):
+                place = self._picture(row, part, place, page)
                 begin = row.visuals[-1][0]
                 places.append(range(begin, begin + part.pixels.shape[0] * part.pixels.shape[1] // 1024))
-            if isinstance(part, str) and page:  # the text layer of a page shows the page, as its picture does
+                continue
+            place = self._text(row, part, place, 0)
+            places.append([first + token for token in self.tokens_of(part)])
+            if page:  # the text layer of a page shows the page, as its picture does
                 layer = len(self.encode(part[: part.rfind("Page ")] if "Page " in part else part))
                 row.shown[first : first + layer] = [len(row.visuals)] * layer
                 row.tenths[first : first + layer] = [page * 10] * layer
-            if isinstance(part, str) and (number := PAGE.search(part)):
+            if number := PAGE.search(part):
                 page = int(number[1])
         for segment, branch in enumerate(case.branches, 1):
             self._branch(row, branch, place, segment, places)

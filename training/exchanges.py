@@ -79,9 +79,9 @@ def shown_by(exchange: Exchange, pieces: Sequence[tuple[str, int]]) -> Exchange:
     return replace(exchange, evidence=tuple(evidence))
 
 
-def glances(text: str, begin: int, part: int, spots: Sequence[int]) -> tuple[Glance, ...]:
-    """Of a word that stands at `begin`; `spots`: of each of its letters."""
-    return tuple(Glance(begin + order, order, part, spot) for order, spot in zip(range(len(text)), spots, strict=False))
+def glances(begin: int, part: int, spots: Sequence[int]) -> tuple[Glance, ...]:
+    """Of a word that stands at `begin`; `spots`: of each of its letters that is shown."""
+    return tuple(Glance(begin + order, order, part, spot) for order, spot in enumerate(spots))
 
 
 def reads(exchange: Exchange, words: Sequence[tuple[str, int, Sequence[int]]]) -> Exchange:
@@ -91,7 +91,7 @@ def reads(exchange: Exchange, words: Sequence[tuple[str, int, Sequence[int]]]) -
     for word, part, spots in words:
         begin = exchange.answer.index(q.quoted(word, exchange.language), end) + 1
         end = begin + len(word)
-        read += glances(word, begin, part, spots)
+        read += glances(begin, part, spots)
     return replace(exchange, read=read)
 
 
@@ -99,7 +99,7 @@ def seeks(exchange: Exchange, called: str, word: str, shown: Sequence[tuple[int,
     """The exchange with what shows the word it asks for, `called` so: (part, spots of its letters) of each place."""
     begin = exchange.question.rindex(called) + called.index(word)
     named = exchange.answer.index(q.quoted(word, exchange.language)) + 1
-    asked, told = (tuple(g for part, spots in shown for g in glances(word, at, part, spots)) for at in (begin, named))
+    asked, told = (tuple(g for part, spots in shown for g in glances(at, part, spots)) for at in (begin, named))
     return replace(exchange, asked=asked, told=told)
 
 

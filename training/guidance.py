@@ -101,14 +101,14 @@ class Guidance:
     @staticmethod
     def _askers(batch: Batch, asking: Tensor) -> Lookers:
         rows, places = asking.nonzero(as_tuple=True)
-        return Lookers(rows, places, rows, batch.wanted[rows, places, None] == batch.shown[rows])
+        return Lookers(rows, places, torch.zeros_like(rows), batch.wanted[rows, places, None] == batch.shown[rows])
 
     def before(self, number: int, layer: Any, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> None:
         if number not in (*FINDING_HEADS, *GUIDED_LAYERS):
             return
         normed = rms_norm(x.to(mask.dtype), layer.input_layernorm)
 
-        def looks(head: int, lookers: Lookers) -> tuple[Tensor, Tensor]:
+        def looks(head: int, lookers: Lookers) -> Tensor:
             return look(layer, head, normed, cos, sin, mask, lookers)
 
         def told(name: str, on_it: Tensor) -> None:
@@ -116,20 +116,21 @@ class Guidance:
 
         if number in FINDING_HEADS and len(self.finding.rows):
             for head in FINDING_HEADS[number]:
-                on_it, _ = looks(head, self.finding)
+                on_it = share(looks(head, self.finding), self.finding.evidence)
                 self.losses.append(-on_it.mean() / len(FINDING_HEADS[number]))
                 told("finds", on_it)
         if number in self.moments and len(self.moments[number].rows):
-            on_it, _ = looks(0, self.moments[number])
+            on_it = share(looks(0, self.moments[number]), self.moments[number].evidence)
             self.losses.append(-on_it.mean())
             told("looks", on_it)
         if number == LETTER_LAYER and len(self.reading.rows):
             right = []
             for slot in range(SLOTS):
-                on_it, elsewhere = looks(2 * slot + 1, self.reading)
-                mine = self.reading.kinds == slot
-                self.losses.append(-(on_it[mine].sum() + ELSEWHERE * elsewhere[~mine].sum()) / len(mine))
-                right.append(on_it[mine])
+                shares, mine = looks(2 * slot + 1, self.reading), self.reading.kinds == slot
+                on_it = share(shares[mine], self.reading.evidence[mine])
+                elsewhere = share(shares[~mine], ~self.reading.evidence[~mine])
+                self.losses.append(-(on_it.sum() + ELSEWHERE * elsewhere.sum()) / len(mine))
+                right.append(on_it)
             told("reads", torch.cat(right))
 
     def after(self, number: int, x: Tensor) -> None:
@@ -149,10 +150,13 @@ class Guidance:
         return torch.stack(self.losses).sum() if self.losses else torch.zeros((), device=self.device)
 
 
-def look(
-    layer: Any, head: int, normed: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, lookers: Lookers
-) -> tuple[Tensor, Tensor]:
-    """Of each looker [n] the logarithm of the share of a head's look that lies on its evidence, and of the rest."""
+def share(look: Tensor, on: Tensor) -> Tensor:
+    """The logarithm of how much of each look [n, length] lies on the tokens `on` [n, length]: [n]."""
+    return look.masked_fill(~on, -1e4).logsumexp(-1)
+
+
+def look(layer: Any, head: int, normed: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, lookers: Lookers) -> Tensor:
+    """Of each looker the logarithm of a head's attention to every token of its row: [n, length]."""
     own, dim = layer.self_attn, layer.self_attn.head_dim
     group = head // own.num_key_value_groups
     rows, places = lookers.rows, lookers.places
@@ -162,9 +166,4 @@ def look(
     key = rotate(rms_norm(key, own.k_norm), cos[:, :, 0], sin[:, :, 0])  # [rows, length, dim]
     counts = rows.bincount(minlength=len(key)).tolist()
     scores = torch.cat([q @ k.T for q, k in zip(query.split(counts), key, strict=True)]).float()  # [n, length]
-    scores = scores * dim**-0.5 + mask[rows, 0, places].float()
-    whole = scores.logsumexp(-1)
-    on_it, elsewhere = (
-        scores.masked_fill(out, -1e4).logsumexp(-1) - whole for out in (~lookers.evidence, lookers.evidence)
-    )
-    return on_it, elsewhere
+    return (scores * dim**-0.5 + mask[rows, 0, places].float()).log_softmax(-1)

@@ -179,13 +179,8 @@ def main() -> None:
 
     def plan(step: int) -> tuple[str, Any, int, int, int]:
         now = STAGES[stage.value]
-        return (
-            f"train:{args.seed}",
-            levels_of(stage.value),
-            now.step_tokens,
-            now.batch_tokens,
-            0 if args.still_tower else now.sights,
-        )
+        sights = 0 if args.still_tower else now.sights
+        return f"train:{args.seed}", levels_of(stage.value), now.step_tokens, now.batch_tokens, sights
 
     process, queue = draw_ahead(tokenizer, plan, state["step"])
     log = (args.run / "log.jsonl").open("a")

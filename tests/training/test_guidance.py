@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from random import Random
 
 import pytest
 import torch
 
-from training.batches import FOUND, NO_BOX, Encoder, pack
+from training.batches import FOUND, NO_BOX, Encoder, Row, pack
 from training.cases import make_case
 from training.guidance import ABSENT_DIGIT, Guidance, build_probe, digits_of, digits_of_boxes
 from training.level import Level
@@ -62,6 +63,10 @@ def test_the_box_stands_at_the_cell_of_its_things_middle() -> None:
     assert boxes >= 6
 
 
+def spelled(encoder: Encoder, row: Row, places: Iterable[int]) -> list[str]:
+    return [encoder.tokenizer.decode([row.ids[place]]) for place in places]
+
+
 @pytest.mark.parametrize("kind", ["text", "video", "document"])
 def test_a_letter_to_be_written_knows_its_cell_and_slot(kind: str) -> None:
     encoder = Encoder(build_tokenizer())
@@ -69,18 +74,23 @@ def test_a_letter_to_be_written_knows_its_cell_and_slot(kind: str) -> None:
     for seed in range(12):
         case = make_case(kind, WORDS, Random(seed))
         row = encoder.row(case)
+        batch = pack([row], encoder.tokenizer.pad_token_id).batch()
         looks = iter([look for look in row.looks if look[2] < FOUND])
-        for exchange in (exchange for branch in case.branches for exchange in branch):
-            written = "".join(exchange.answer[one.character] for one in exchange.read)
-            words = re.findall(r'["“](.+?)["”]', exchange.answer) if exchange.read else []
-            assert written == "".join(words)
-            for word in words:
-                lengths.add(len(word))
-                for place, letter in enumerate(word):
-                    token, cell, slot = next(looks)
-                    assert encoder.tokenizer.decode([row.ids[token + 1]]).startswith(letter) or place
-                    assert row.ids[cell] in (encoder.image, encoder.video)
-                    assert slot == place % SLOTS
+        for exchange in (exchange for branch in case.branches for exchange in branch if exchange.read):
+            mine = [next(looks) for _ in exchange.read]
+            letters = [exchange.answer[one.character] for one in exchange.read]
+            assert spelled(encoder, row, (token + 1 for token, _, _ in mine)) == letters
+            assert all(row.ids[cell] in (encoder.image, encoder.video) for _, cell, _ in mine)
+            words = re.findall(r'["“](.+?)["”]', exchange.answer)
+            lengths |= {len(word) for word in words}
+            assert letters == list("".join(words))
+            assert [slot for *_, slot in mine] == [place % SLOTS for word in words for place in range(len(word))]
+            wanted = [int(batch.wanted[0, token]) for token, _, _ in mine]
+            assert wanted == [row.shown[cell] for _, cell, _ in mine]  # the picture that shows it, or its cell
+            if kind == "text":
+                assert letters == [exchange.answer[first:after] for first, after, _ in exchange.evidence]
+                assert wanted == [at + 1 for _, _, at in exchange.evidence]
+        assert next(looks, None) is None
     assert max(lengths) > SLOTS
 
 
@@ -91,19 +101,19 @@ def test_a_letter_that_is_asked_for_knows_what_shows_it(kind: str) -> None:
     for seed in range(12):
         case = make_case(kind, WORDS, Random(seed))
         row = encoder.row(case)
-        texts = {one.question[g.character] for b in case.branches for one in b for g in one.asked}
-        for token, seen, look in row.looks:
-            if look != FOUND:
-                continue
-            found += 1
-            letter = encoder.tokenizer.decode([row.ids[token]])
-            assert set(letter.strip()) & texts
-            text = encoder.tokenizer.decode([row.ids[seen]]).strip()
-            if row.ids[seen] not in (encoder.image, encoder.video):  # the text of a page
-                assert set(letter.strip()) & set(text)
-            elif kind == "video":  # the moment that the answer names
-                tenths = row.tenths[seen]
-                assert any(f"{tenths / 10:.1f}" in one.answer for b in case.branches for one in b)
+        looks = iter([look for look in row.looks if look[2] == FOUND])
+        for exchange in (exchange for branch in case.branches for exchange in branch):
+            letters = [exchange.question[one.character] for one in exchange.asked]
+            assert letters == [exchange.answer[one.character] for one in exchange.told]
+            for letter in letters * 2:  # of the question, then of the answer
+                found += 1
+                token, seen, _ = next(looks)
+                assert letter in spelled(encoder, row, [token])[0]  # a word without quotes has longer tokens
+                if row.ids[seen] not in (encoder.image, encoder.video):  # the text of a page
+                    assert letter in spelled(encoder, row, [seen])[0]
+                tenths = row.tenths[seen]  # of a moment or page that the answer names
+                assert (f"{tenths / 10:.1f}" if kind == "video" else str(tenths // 10)) in exchange.answer
+        assert next(looks, None) is None
     assert found > 50
 
 
