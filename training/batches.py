@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from training.cases import make_case
-from training.exchanges import Branch, Case, Exchange, Moment, Still
+from training.exchanges import NOWHERE, Branch, Case, Exchange, Moment, Still
 from training.level import Level, with_few_sizes
 from training.network import Batch, Pictures, patches_of, picture_positions
 from training.sight import SLOTS, draw_sights
@@ -26,6 +26,9 @@ from training.sight import SLOTS, draw_sights
 PAGE = re.compile(r"Page (\d+): $")
 NO_BOX = (-1, -1, -1, -1)
 FOUND = SLOTS  # the kind of a look that finds a letter asked for, beside those that read one of a slot (`sight.py`)
+TOLD = SLOTS + 1  # of a look from what tells a stamp, a page or that there is none to the letters that were looked for
+FOLLOWS, AGAIN = range(2)  # how a moment is linked to an earlier one: as the next scene, or by the same thing in it
+STAMP = re.compile(r"\d+(?:\.\d)?")
 
 
 @dataclass
@@ -43,7 +46,11 @@ class Row:
     wanted: list[int]  # of each token: the number of the picture that answers it
     tenths: list[int]  # of each token: the stamp of the moment it shows
     boxes: list[tuple[int, int, int, int]]  # of each token: the box of the thing in the cell it shows
-    looks: list[tuple[int, int, int]]  # (token that looks, token it should look at, slot of the letter or FOUND)
+    looks: list[tuple[int, int, int]]  # (token that looks, token it should look at, slot of the letter, FOUND or TOLD)
+    letters: list[tuple[int, int, int]]  # (token of a cell, slot and token of the only letter of that slot in it)
+    links: list[
+        tuple[int, int, int]
+    ]  # (token of a cell, FOLLOWS or AGAIN, stamp in tenths of what it comes after or -1)
 
 
 class Encoder:
@@ -69,7 +76,7 @@ class Encoder:
         return tuple(of_bytes[place] for place in itertools.islice(places, len(text)))
 
     def row(self, case: Case) -> Row:
-        row = Row([], [], [], [], [], [], [], [], [], [], [], [])
+        row = Row([], [], [], [], [], [], [], [], [], [], [], [], [], [])
         place = self._text(row, "<|im_start|>user\n", 0, 0)
         page = 0
         places: list[Sequence[int]] = []  # of each part: the tokens of its characters or cells
@@ -134,6 +141,15 @@ class Encoder:
         row.tenths += [-1, *[tenths] * count, -1]
         boxes = dict(part.boxes) if isinstance(part, Still) else {}
         row.boxes += [NO_BOX, *(boxes.get(cell, NO_BOX) for cell in range(count)), NO_BOX]
+        slots = [(row.visuals[-1][0] + cell, order % SLOTS) for cell, order, _ in part.letters]
+        for slot, (_, _, letter) in zip(slots, part.letters, strict=True):
+            if slots.count(slot) == 1:
+                row.letters.append((*slot, self.encode(letter)[0]))
+        if isinstance(part, Moment):
+            links = [(cell, FOLLOWS, part.follows) for cell in range(count)]
+            links += [(cell, AGAIN, seconds) for cell, seconds in part.again]
+            for cell, link, seconds in links:
+                row.links.append((row.visuals[-1][0] + cell, link, -1 if seconds is None else round(seconds * 10)))
         return after + 1
 
     def _branch(self, row: Row, branch: Branch, place: int, segment: int, places: Sequence[Sequence[int]]) -> None:
@@ -151,7 +167,14 @@ class Encoder:
             looks += [(written[one.character], one, FOUND) for one in exchange.told]
             for one in exchange.read:  # by the token before, which is to write the letter
                 looks.append((written[one.character] - 1, one, one.order % SLOTS))
-            row.looks += [(token, places[one.part][one.spot], kind) for token, one, kind in looks]
+            for token, one, kind in looks:
+                row.looks.append((token, 0 if one.part == NOWHERE else places[one.part][one.spot], kind))
+            if len({one.part for one in exchange.told}) == 1:
+                letters = sorted({one.character for one in exchange.told})
+                stamp = STAMP.search(exchange.answer, letters[-1] + 2)
+                end = stamp.end() if stamp else len(exchange.answer)
+                writers = {written[at] - 1 for at in range(letters[-1] + 2, end)}
+                row.looks += [(writer, written[letter], TOLD) for writer in sorted(writers) for letter in letters]
 
 
 @dataclass
@@ -170,6 +193,8 @@ class Packed:
     tenths: np.ndarray
     boxes: np.ndarray
     looks: np.ndarray
+    letters: np.ndarray
+    links: np.ndarray
     exchanges: np.ndarray  # per target: index into `asked`
     asked: list[Exchange]
 
@@ -185,12 +210,12 @@ class Packed:
         )
         shifted = torch.full_like(targets, -100)
         shifted[:, :-1] = targets[:, 1:]
-        shown, wanted, tenths, boxes, looks = (
+        shown, wanted, *known = (
             torch.from_numpy(array).to(device)
-            for array in (self.shown, self.wanted, self.tenths, self.boxes, self.looks)
+            for array in (self.shown, self.wanted, self.tenths, self.boxes, self.looks, self.letters, self.links)
         )
         wanted = wanted.roll(-1, 1)
-        return Batch(ids, positions, segments, shifted, pictures, places, shown, wanted, tenths, boxes, looks, features)
+        return Batch(ids, positions, segments, shifted, pictures, places, features, shown, wanted, *known)
 
 
 def pack(rows: Sequence[Row], pad: int) -> Packed:
@@ -202,7 +227,7 @@ def pack(rows: Sequence[Row], pad: int) -> Packed:
     targets = np.full((count, length), -100, np.int64)
     shown_at, answers, tenths = np.zeros_like(ids), np.zeros_like(ids), np.full_like(ids, -1)
     boxes = np.full((count, length, 4), -1, np.int64)
-    looks = [np.zeros((0, 4), np.int64)]
+    looks, letters, links = ([np.zeros((0, 4), np.int64)] for _ in range(3))
     by_size: dict[tuple[int, int], list[np.ndarray]] = {}
     shown: list[tuple[tuple[int, int], int, int]] = []  # of each picture in the rows: size, number in it, first place
     exchanges: list[int] = []
@@ -215,8 +240,9 @@ def pack(rows: Sequence[Row], pad: int) -> Packed:
         targets[number, :end] = row.targets
         shown_at[number, :end], answers[number, :end], tenths[number, :end] = row.shown, row.wanted, row.tenths
         boxes[number, :end] = row.boxes
-        if row.looks:
-            looks.append(np.insert(np.asarray(row.looks), 0, number, axis=1))
+        for all_rows, of_row in ((looks, row.looks), (letters, row.letters), (links, row.links)):
+            if of_row:
+                all_rows.append(np.insert(np.asarray(of_row), 0, number, axis=1))
         exchanges += [len(asked) + one for one in row.exchanges]
         asked += row.asked
         known: dict[int, int] = {}  # a scene that stays is one array: encoded once
@@ -250,6 +276,8 @@ def pack(rows: Sequence[Row], pad: int) -> Packed:
         tenths,
         boxes,
         np.concatenate(looks),
+        np.concatenate(letters),
+        np.concatenate(links),
         np.asarray(exchanges),
         asked,
     )

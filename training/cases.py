@@ -24,6 +24,8 @@ from training.exchanges import (
     called_text,
     cell_of_thing,
     cells_of_letters,
+    letters_of,
+    misses,
     other_name,
     other_text,
     reads,
@@ -162,7 +164,7 @@ def text_case(level: Level, random: Random) -> Case:
         scene = draw_text(printed(random, longest), width, height, random, wear=level.wear)
     few = Level(level.kinds, branches=2, turns=0.0)
     return Case(
-        (Still(scene.pixels, alone=True),),
+        (Still(scene.pixels, letters_of(scene), alone=True),),
         branches_of(lambda r, language: picture_exchange(scene, level, r, language), few, random),
     )
 
@@ -224,7 +226,7 @@ def document_case(level: Level, random: Random) -> Case:
         said.append(texts)
         shown = texts[0] if len(texts[0]) <= level.longest_text else texts[0][: level.longest_text]
         scene = draw_text(shown, width, height, random, wear=0.1, page=True)
-        context += [f"{after}Page {page}: ", Still(scene.pixels)]
+        context += [f"{after}Page {page}: ", Still(scene.pixels, letters_of(scene))]
         separator = random.choice(("\n", " ", "\n"))
         after = f"\n{separator.join(texts)}\n" if layered else "\n"
         if layered:
@@ -251,15 +253,9 @@ def document_case(level: Level, random: Random) -> Case:
             return says if layered else reads(says, [(text, *spots[index][0])])
         if kind < 0.97:
             text = other_text([text for texts in said for text in texts], random, 8)
-            answer = q.absent_answer(q.quoted(text, language), language)
-            one = ask(
-                "page",
-                random,
-                language,
-                answer,
-                text=called_text(text, language, random, with_word=random.random() < 0.4),
-            )
-            return Exchange("absent", language, one.question, answer)
+            asked = called_text(text, language, random, with_word=random.random() < 0.4)
+            one = ask("page", random, language, q.no_page_answer(text, language), text=asked)
+            return replace(misses(one, asked, text, [text for texts in said for text in texts]), skill="absent")
         return refusal(random, language)
 
     return Case(tuple(context), branches_of(make, level, random))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 import numpy as np
@@ -18,7 +18,10 @@ from training.exchanges import (
     branches_of,
     called,
     called_text,
+    cell_of_thing,
     cells_of_letters,
+    letters_of,
+    misses,
     other_name,
     other_text,
     reads,
@@ -57,6 +60,10 @@ class Event:
     things: tuple[tuple[str, str], ...] = ()
     text: str = ""
     cells: tuple[int, ...] = ()  # of the text's letters
+
+    @property
+    def keys(self) -> tuple[tuple[str, str] | str, ...]:
+        return (self.text,) if self.text else self.things
 
     def told(self, language: str) -> str:
         if self.text:
@@ -104,6 +111,8 @@ def video_case(level: Level, random: Random) -> Case:
     events: list[Event] = []
     moments: list[Moment] = []
     which: list[int] = []  # event of each moment
+    last: float | None = None  # where the last scene began that was not empty
+    last_seen: dict[tuple[str, str] | str, float] = {}
     repeated: list[tuple[str, str] | str] = []
     i = 0
     while i < count:
@@ -117,9 +126,9 @@ def video_case(level: Level, random: Random) -> Case:
             scene = empty(width, height, random, wear=level.wear)
         elif words and kind < 0.6:
             text = printed(random, min(level.longest_text, 8 if width >= 96 else 4))
-            again = [one for one in repeated if isinstance(one, str)]
-            if again and random.random() < 0.25:
-                text = random.choice(again)
+            shown = [one for one in repeated if isinstance(one, str)]
+            if shown and random.random() < 0.25:
+                text = random.choice(shown)
             if previous and previous.text == text:
                 continue
             repeated.append(text)
@@ -138,17 +147,25 @@ def video_case(level: Level, random: Random) -> Case:
                 continue
             repeated.extend(names)
             event = Event(times[i], times[i + stay - 1], things=tuple(names))
+        again: tuple[tuple[int, float | None], ...] = tuple((cell, last_seen.get(event.text)) for cell in event.cells)
+        again += tuple((cell_of_thing(scene, name), last_seen.get(name)) for name in event.things)
         for k in range(stay):
             pixels = scene.pixels
-            if k == 0 and runs and moments and random.random() < 0.5:  # the cut falls between the patch's two frames
+            if k == 0 and runs and moments and random.random() < level.fades:
                 pixels = ((moments[-1].pixels.astype(np.uint16) + pixels) // 2).astype(np.uint8)
-            moments.append(Moment(times[i + k], pixels))
+            letters = letters_of(scene) if pixels is scene.pixels else ()
+            follows = last if k == 0 and not event.is_empty else None
+            moments.append(Moment(times[i + k], pixels, letters, follows, again))
+            again = tuple((cell, None) for cell, _ in again)  # it does not come again, it stays
             which.append(len(events))
+        if not event.is_empty:
+            last = event.seconds
+        last_seen |= dict.fromkeys(event.keys, event.seconds)
         events.append(event)
         i += stay
     seen: dict[tuple[str, str] | str, list[Event]] = {}
     for event in events:
-        for key in (event.text,) if event.text else event.things:
+        for key in event.keys:
             seen.setdefault(key, []).append(event)
 
     def say(key: tuple[str, str] | str, language: str) -> tuple[str, str]:
@@ -190,15 +207,17 @@ def video_case(level: Level, random: Random) -> Case:
                 every = seek(ask("all_times", random, language, answer, thing=asked), asked, key, seen[key])
                 return shown_by(every, found)
         if skill == "absent":
-            if words and random.random() < 0.3:
-                text = other_text([key for key in seen if isinstance(key, str)], random, level.longest_text)
-                asked, told = called_text(text, language, random), q.quoted(text, language)
-            else:
-                name = other_name([key for key in seen if not isinstance(key, str)], random)
-                asked, told = called(name, language, random), q.thing(*name, language)
-            answer = q.absent_answer(told, language)
-            one = ask(random.choice(("when", "when", "all_times")), random, language, answer, thing=asked)
-            return Exchange("absent", language, one.question, answer)
+            skill = random.choice(("when", "when", "all_times"))
+            if words and random.random() < 0.4:
+                printed_words = [key for key in seen if isinstance(key, str)]
+                text = other_text(printed_words, random, level.longest_text)
+                asked = called_text(text, language, random)
+                one = ask(skill, random, language, q.never_answer(text, language), thing=asked)
+                return replace(misses(one, asked, text, printed_words), skill="absent")
+            name = other_name([key for key in seen if not isinstance(key, str)], random)
+            answer = q.absent_answer(q.thing(*name, language), language)
+            one = ask(skill, random, language, answer, thing=called(name, language, random))
+            return replace(one, skill="absent")
         if skill == "span" and count >= 2:
             first = random.randrange(count)
             last = min(count - 1, first + random.randint(0, 6))
@@ -208,9 +227,10 @@ def video_case(level: Level, random: Random) -> Case:
             inside = [event for event in events if not event.is_empty and start <= event.last and event.seconds <= end]
             if end > start and 1 <= len(inside) <= 5 and all(start <= event.seconds for event in inside):
                 form = random.randrange(1 << 30)
-                fields = {name: clock(v, language, Random(form)) for name, v in (("start", start), ("end", end))}
+                begin, finish = (clock(second, language, Random(form)) for second in (start, end))
                 told_all = [(event.seconds, event.told(language)) for event in inside]
-                return follow(ask("span", random, language, q.moments_answer(told_all, language), **fields), inside)
+                answer = q.moments_answer(told_all, language)
+                return follow(ask("span", random, language, answer, start=begin, end=finish), inside)
         if skill == "timeline":
             inside = [event for event in events if not event.is_empty]
             told_all = [(event.seconds, event.told(language)) for event in inside]

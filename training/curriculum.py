@@ -86,9 +86,9 @@ THIRD = replace(
     asked_of_clips=(
         ("when", 6),
         ("what_at", 6),
-        ("all_times", 2),
-        ("span", 2.5),
-        ("timeline", 1),
+        ("all_times", 3),
+        ("span", 3),
+        ("timeline", 1.5),
         ("absent", 1.5),
         ("refuse", 0.2),
     ),
@@ -106,7 +106,7 @@ FOURTH = replace(
     THIRD,
     kinds=shares(picture=2.5, text=10, pictures=0.6, video=6, document=1.4, nothing=0.05),  # a word costs few tokens
     picture_pixels=(16_384, 65_536),  # letters of 10 px and more
-    frame_pixels=(8192, 24_576),
+    frame_pixels=(15_360, 24_576),  # what the product takes of most clips
     moments=(5, 44),
     pages=(3, 12),
     longest_text=8,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,8 @@ from training import questions as q
 from training.level import Level, printed
 from training.scenes import Scene, any_name
 
+NOWHERE = -1
+
 
 @dataclass(frozen=True)
 class Glance:
@@ -20,7 +23,7 @@ class Glance:
 
     character: int  # its place in the question or answer
     order: int  # its place in the word
-    part: int  # of the context: a picture, a moment, the text of a page
+    part: int  # of the context: a picture, a moment, the text of a page; or NOWHERE
     spot: int  # the cell there, or the character of the text
 
 
@@ -38,6 +41,7 @@ class Exchange:
 
 
 Branch = tuple[Exchange, ...]
+Letter = tuple[int, int, str]  # on a picture: its cell, its place in its word and itself
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Still:
     """A picture or page in the prompt. `alone`: it is the only one, so that its cells are the places that answer."""
 
     pixels: np.ndarray
+    letters: tuple[Letter, ...] = ()
     alone: bool = False
     boxes: tuple[tuple[int, tuple[int, int, int, int]], ...] = ()  # (cell, box) of each thing that has a cell alone
 
@@ -55,6 +60,9 @@ class Moment:
 
     seconds: float
     pixels: np.ndarray
+    letters: tuple[Letter, ...] = ()
+    follows: float | None = None  # where a scene begins: where the one before began; None elsewhere
+    again: tuple[tuple[int, float | None], ...] = ()  # cells of things and letters: there, where they came before
 
 
 @dataclass(frozen=True)
@@ -103,9 +111,30 @@ def seeks(exchange: Exchange, called: str, word: str, shown: Sequence[tuple[int,
     return replace(exchange, asked=asked, told=told)
 
 
+def misses(exchange: Exchange, called: str, word: str, shown: Sequence[str]) -> Exchange:
+    """The exchange about a word that is nowhere: its letters from where no other word begins like it, at least one."""
+    alike = max((len(os.path.commonprefix((word.lower(), other.lower()))) for other in shown), default=0)
+    first = min(alike, len(word) - 1)
+    begin = exchange.question.rindex(called) + called.index(word)
+    named = exchange.answer.index(q.quoted(word, exchange.language)) + 1
+    asked, told = (
+        tuple(Glance(at + order, order, NOWHERE, 0) for order in range(first, len(word))) for at in (begin, named)
+    )
+    return replace(exchange, asked=asked, told=told)
+
+
 def cells_of_letters(scene: Scene) -> tuple[int, ...]:
     """Of each character of its text, line breaks too."""
     return tuple(cell_of(scene, x, y) for x, y in scene.letters)
+
+
+def letters_of(scene: Scene) -> tuple[Letter, ...]:
+    order, letters = -1, []
+    for cell, character in zip(cells_of_letters(scene), scene.text, strict=True):
+        order = -1 if character == "\n" else order + 1
+        if order >= 0:
+            letters.append((cell, order, character))
+    return tuple(letters)
 
 
 def cell_of(scene: Scene, x: float, y: float) -> int:

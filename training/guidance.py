@@ -21,15 +21,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.batches import FOUND
+from training.batches import AGAIN, FOLLOWS, FOUND, TOLD
 from training.network import Batch, rms_norm, rotate
 from training.sight import SLOTS
 
 PROBED_LAYERS = (1, 2)  # after which visual tokens must know their stamp
 GUIDED_LAYERS = (3, 4)  # whose first head must look at the evidence
+LINKED_LAYER = 2  # after which a moment must know which one it comes after
+LINKING_HEADS = {FOLLOWS: 0, AGAIN: 2}  # of that layer: look at the earlier moment
 LETTER_LAYER = 4  # whose odd heads, each with keys and values of its own, look at the cells of letters, one for a slot
 FINDING_HEADS = {2: (4, 7), 3: (5, 7)}  # by layer: look from a letter that is asked for at the same in what is shown
 TOLD_LAYER = 3  # after which the letters that were found must know the stamp of what shows them
+TELLING_HEADS = {3: 2, 4: 2}  # by layer: look from what writes that stamp at those letters
+CARRIED = 3.0  # weight of carrying the right letters away
 ELSEWHERE = 0.3  # weight of not looking at letters of other slots
 ABSENT_DIGIT = 10
 STAMP_DIGITS = 5  # to 2.7 hours
@@ -37,15 +41,18 @@ BOX_DIGITS = 2  # hundreds and tens of 0..1000: enough for an overlap of nine te
 
 
 def build_probe(width: int) -> nn.Linear:
-    return nn.Linear(width, (STAMP_DIGITS + 4 * BOX_DIGITS) * (ABSENT_DIGIT + 1))
+    return nn.Linear(width, (STAMP_DIGITS + 4 * BOX_DIGITS + 2 * STAMP_DIGITS) * (ABSENT_DIGIT + 1))
 
 
 def digits_of(tenths: Tensor) -> Tensor:
-    """Tenths of a second [n] -> thousands, hundreds, tens, units and tenths as written [n, 5]; 10 where none is."""
+    """Tenths of a second [n] -> thousands, hundreds, tens, units and tenths as written [n, 5]; 10 where none is.
+
+    Below 0 stands for no stamp.
+    """
     places = [tenths // 10**power % 10 for power in reversed(range(STAMP_DIGITS))]
     for place, power in zip(range(STAMP_DIGITS - 2), (4, 3, 2), strict=True):
         places[place] = places[place].masked_fill(tenths < 10**power, ABSENT_DIGIT)
-    return torch.stack(places, dim=-1)
+    return torch.stack(places, dim=-1).masked_fill(tenths[..., None] < 0, ABSENT_DIGIT)
 
 
 def digits_of_boxes(boxes: Tensor) -> Tensor:
@@ -74,11 +81,20 @@ def lookers_of(looks: Tensor, length: int) -> Lookers:
     return Lookers(who[:, 0], who[:, 1], who[:, 2], evidence)
 
 
+def links_of(batch: Batch, kind: int) -> Lookers:
+    """Cells of moments that come after another, and the cells of that."""
+    rows, cells, _, tenths = batch.links[(batch.links[:, 2] == kind) & (batch.links[:, 3] >= 0)].unbind(-1)
+    return Lookers(rows, cells, torch.full_like(rows, kind), batch.tenths[rows] == tenths[:, None])
+
+
 class Guidance:
     """Collects the extra losses of one forward pass; call it before and after each layer."""
 
-    def __init__(self, probe: nn.Linear, batch: Batch) -> None:
-        self.probe = probe
+    def __init__(self, probe: nn.Linear, table: Tensor, batch: Batch) -> None:
+        """`table`: the embedding of tokens [vocabulary, width]."""
+        self.probe, self.table = probe, table
+        self.letters, self.links = batch.letters, batch.links
+        self.linking = {kind: links_of(batch, kind) for kind in LINKING_HEADS}
         self.labelled = batch.tenths >= 0
         self.digits = digits_of(batch.tenths[self.labelled])
         self.boxed = batch.boxes[..., 0] >= 0
@@ -88,23 +104,28 @@ class Guidance:
         kinds = batch.looks[:, 3]
         self.finding = lookers_of(batch.looks[kinds == FOUND], length)
         where = self.finding.evidence.int().argmax(-1)  # the first of several
-        self.found_digits = digits_of(batch.tenths[self.finding.rows, where])
+        self.found_digits = digits_of(batch.tenths[self.finding.rows, where])  # absent where it is nowhere
         reading = batch.looks[kinds < FOUND]
         self.reading = lookers_of(reading, length)
-        asking = batch.wanted > 0
-        self.moments = {GUIDED_LAYERS[0]: self._askers(batch, asking)}
-        asking = asking.index_put((reading[:, 0], reading[:, 1]), torch.tensor(False, device=self.device))
-        self.moments[LETTER_LAYER] = self._askers(batch, asking)
+        self.telling = lookers_of(batch.looks[kinds == TOLD], length)
+        found_at = torch.zeros_like(batch.ids).index_put(
+            (self.finding.rows, self.finding.places), torch.arange(len(self.finding.rows), device=self.device)
+        )
+        self.told_digits = self.found_digits[found_at[self.telling.rows, self.telling.evidence.int().argmax(-1)]]
+        others = zip(GUIDED_LAYERS, (self.telling, self.reading), strict=True)
+        self.moments = {number: self._askers(batch, other) for number, other in others}
         self.losses: list[Tensor] = []
         self.found: dict[str, float] = {}  # share of the guided heads' attention that lies on the evidence
 
     @staticmethod
-    def _askers(batch: Batch, asking: Tensor) -> Lookers:
+    def _askers(batch: Batch, other: Lookers) -> Lookers:
+        """Whoever writes what a picture answers, but for those who are shown `other` ways there."""
+        asking = (batch.wanted > 0).index_put((other.rows, other.places), torch.tensor(False, device=other.rows.device))
         rows, places = asking.nonzero(as_tuple=True)
         return Lookers(rows, places, torch.zeros_like(rows), batch.wanted[rows, places, None] == batch.shown[rows])
 
     def before(self, number: int, layer: Any, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> None:
-        if number not in (*FINDING_HEADS, *GUIDED_LAYERS):
+        if number not in (LINKED_LAYER, *FINDING_HEADS, *GUIDED_LAYERS):
             return
         normed = rms_norm(x.to(mask.dtype), layer.input_layernorm)
 
@@ -114,6 +135,12 @@ class Guidance:
         def told(name: str, on_it: Tensor) -> None:
             self.found[name] = float(on_it.detach().exp().mean())
 
+        if number == LINKED_LAYER:
+            for kind, lookers in self.linking.items():
+                if len(lookers.rows):
+                    on_it = share(looks(LINKING_HEADS[kind], lookers), lookers.evidence)
+                    self.losses.append(-on_it.mean())
+                    told("links", on_it)
         if number in FINDING_HEADS and len(self.finding.rows):
             for head in FINDING_HEADS[number]:
                 on_it = share(looks(head, self.finding), self.finding.evidence)
@@ -123,6 +150,12 @@ class Guidance:
             on_it = share(looks(0, self.moments[number]), self.moments[number].evidence)
             self.losses.append(-on_it.mean())
             told("looks", on_it)
+        if number in TELLING_HEADS and len(self.telling.rows):
+            on_it = share(looks(TELLING_HEADS[number], self.telling), self.telling.evidence)
+            self.losses.append(-on_it.mean())
+            told("tells", on_it)
+        if number == LETTER_LAYER and len(self.letters):
+            self._carried(layer, normed)
         if number == LETTER_LAYER and len(self.reading.rows):
             right = []
             for slot in range(SLOTS):
@@ -133,18 +166,47 @@ class Guidance:
                 right.append(on_it)
             told("reads", torch.cat(right))
 
-    def after(self, number: int, x: Tensor) -> None:
-        stamps = slice(0, STAMP_DIGITS * (ABSENT_DIGIT + 1))
-        if number in PROBED_LAYERS:
-            self._probe(x[self.labelled], stamps, self.digits)
-            self._probe(x[self.boxed], slice(stamps.stop, None), self.box_digits)
-        if number == TOLD_LAYER:
-            self._probe(x[self.finding.rows, self.finding.places], stamps, self.found_digits)
+    def _carried(self, layer: Any, normed: Tensor) -> None:
+        """What the head of its slot carries away from a cell must look like the letter to be written."""
+        own, dim = layer.self_attn, layer.self_attn.head_dim
+        rows, places, slots, ids = self.letters.unbind(-1)
+        width = self.table.shape[1]
+        names = F.rms_norm(self.table, (width,))
+        right = []
+        for slot in range(SLOTS):
+            mine, head = slots == slot, 2 * slot + 1
+            group = head // own.num_key_value_groups
+            value = own.v_proj.weight[group * dim : (group + 1) * dim].to(normed.dtype)
+            output = own.o_proj.weight[:, head * dim : (head + 1) * dim].to(normed.dtype)
+            carried = F.linear(F.linear(normed[rows[mine], places[mine]], value), output).float()
+            told = F.rms_norm(carried, (width,)) @ names.T * width**-0.5
+            self.losses.append(CARRIED * F.cross_entropy(told, ids[mine], reduction="sum") / len(ids))
+            right.append(told.argmax(-1) == ids[mine])
+        self.found["carries"] = float(torch.cat(right).float().mean())
 
-    def _probe(self, x: Tensor, part: slice, digits: Tensor) -> None:
+    def after(self, number: int, x: Tensor) -> None:
+        if number in PROBED_LAYERS:
+            self._probe(x[self.labelled], 0, self.digits)
+            self._probe(x[self.boxed], STAMP_DIGITS, self.box_digits)
+        if number == LINKED_LAYER:
+            for kind, name in ((FOLLOWS, "follows"), (AGAIN, "again")):
+                rows, cells, _, tenths = self.links[self.links[:, 2] == kind].unbind(-1)
+                digits = digits_of(tenths)
+                right = self._probe(x[rows, cells], STAMP_DIGITS + 4 * BOX_DIGITS + kind * STAMP_DIGITS, digits)
+                if (tenths >= 0).any():
+                    self.found[name] = float(right[tenths >= 0].float().mean())
+        if number == TOLD_LAYER:
+            self._probe(x[self.finding.rows, self.finding.places], 0, self.found_digits)
+        if number == max(TELLING_HEADS):
+            self._probe(x[self.telling.rows, self.telling.places], 0, self.told_digits)
+
+    def _probe(self, x: Tensor, first: int, digits: Tensor) -> Tensor:
+        """Of each token [n, width] whether the probe tells all its digits [n, digits]; they begin at its `first`."""
+        part = slice(first * (ABSENT_DIGIT + 1), (first + digits.shape[1]) * (ABSENT_DIGIT + 1))
+        told = F.linear(x, self.probe.weight[part], self.probe.bias[part]).view(*digits.shape, ABSENT_DIGIT + 1)
         if len(x):
-            told = F.linear(x, self.probe.weight[part], self.probe.bias[part]).view(-1, ABSENT_DIGIT + 1)
-            self.losses.append(F.cross_entropy(told, digits.flatten()))
+            self.losses.append(F.cross_entropy(told.flatten(0, 1), digits.flatten()))
+        return (told.argmax(-1) == digits).all(-1)
 
     def loss(self) -> Tensor:
         return torch.stack(self.losses).sum() if self.losses else torch.zeros((), device=self.device)

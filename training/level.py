@@ -23,6 +23,7 @@ class Level:
     branches: int = 6
     wear: float = 0.5
     runs: float = 0.3  # how often things stay for several moments
+    fades: float = 0.05  # how often the first of them is half the one before: no plan straddles a change but by a fade
     seconds: float = 600.0  # longest clip
     pairs: float = 0.2  # how often a frame shows two things
     words: float = 0.35  # how often a clip shows words besides things

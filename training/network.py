@@ -103,12 +103,14 @@ class Batch:
     targets: Tensor  # [rows, length] int64: the next token where it belongs to an answer, else -100
     pictures: tuple[Pictures, ...]
     visual_index: Tensor  # [visual tokens] int64: their places in the flattened rows
+    feature_index: Tensor  # [visual tokens] int64: which cell of all pictures stands there; a still scene is seen once
     shown: Tensor  # [rows, length] int64: number of the picture a visual token is of, from 1; else 0
     wanted: Tensor  # [rows, length] int64: number of the picture that answers the token to be predicted; else 0
     tenths: Tensor  # [rows, length] int64: stamp of a visual token's moment in tenths of a second; else -1
     boxes: Tensor  # [rows, length, 4] int64: of a visual token: the box of the thing in its cell, 0..1000; else -1
     looks: Tensor  # [n, 4] int64: row, token that looks, token it should look at, kind (`batches.Row`)
-    feature_index: Tensor  # [visual tokens] int64: which cell of all pictures stands there; a still scene is seen once
+    letters: Tensor  # [n, 4] int64: row, token of a cell, slot and token of a letter in it
+    links: Tensor  # [n, 4] int64: row, token of a cell, kind of link, stamp of the earlier moment or -1
 
 
 def patches_of(frames: Tensor) -> Tensor:

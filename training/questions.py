@@ -555,6 +555,19 @@ def absent_answer(what: str, language: str) -> str:
     return f"There is no {what}." if language == "en" else f"没有{what}。"
 
 
+def never_answer(text: str, language: str) -> str:
+    """Of a word in a clip; like `when_answer` up to where they part: by then every letter has been looked for."""
+    return (
+        f"The {quoted(text, language)} does not appear." if language == "en" else f"{quoted(text, language)}没有出现。"
+    )
+
+
+def no_page_answer(text: str, language: str) -> str:
+    """Like `page_answer` up to where they part."""
+    text = quoted(text, language)
+    return f"{text} is on no page." if language == "en" else f"{text}不在任何一页。"
+
+
 def is_answer(what: str, language: str) -> str:
     return f"Yes, there is {a(what)}." if language == "en" else f"有{what}。"
 

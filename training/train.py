@@ -214,7 +214,7 @@ def main() -> None:
         total = sum(int((packed.targets >= 0).sum()) for packed in step_batches)
         for packed in step_batches:
             batch = packed.batch(args.device)
-            guidance = Guidance(probe, batch)
+            guidance = Guidance(probe, model.model.language_model.embed_tokens.weight, batch)
             logits = forward(model, batch, dtype, guidance=guidance)
             wanted = batch.targets[batch.targets >= 0]
             loss = torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="sum") / total

@@ -9,8 +9,9 @@ from random import Random
 import pytest
 import torch
 
-from training.batches import FOUND, NO_BOX, Encoder, Row, pack
+from training.batches import FOUND, NO_BOX, TOLD, Encoder, Row, pack
 from training.cases import make_case
+from training.exchanges import Moment
 from training.guidance import ABSENT_DIGIT, Guidance, build_probe, digits_of, digits_of_boxes
 from training.level import Level
 from training.network import build_model, forward
@@ -109,12 +110,78 @@ def test_a_letter_that_is_asked_for_knows_what_shows_it(kind: str) -> None:
                 found += 1
                 token, seen, _ = next(looks)
                 assert letter in spelled(encoder, row, [token])[0]  # a word without quotes has longer tokens
+                if exchange.skill == "absent":
+                    assert seen == 0 and re.search("does not appear|no page|没有出现|不在任何一页", exchange.answer)
+                    continue
                 if row.ids[seen] not in (encoder.image, encoder.video):  # the text of a page
                     assert letter in spelled(encoder, row, [seen])[0]
                 tenths = row.tenths[seen]  # of a moment or page that the answer names
                 assert (f"{tenths / 10:.1f}" if kind == "video" else str(tenths // 10)) in exchange.answer
         assert next(looks, None) is None
     assert found > 50
+
+
+@pytest.mark.parametrize("kind", ["text", "video", "document"])
+def test_a_cell_that_shows_a_letter_alone_in_its_slot_knows_it(kind: str) -> None:
+    encoder = Encoder(build_tokenizer())
+    told = 0
+    for seed in range(6):
+        case = make_case(kind, WORDS, Random(seed))
+        row = encoder.row(case)
+        parts = [part for part in case.context if not isinstance(part, str)]
+        for part, (first, _) in zip(parts, row.visuals, strict=True):
+            cells = range(first, first + part.pixels.shape[0] * part.pixels.shape[1] // 1024)
+            mine = [letter for letter in row.letters if letter[0] in cells]
+            assert len({letter[:2] for letter in mine}) == len(mine)
+            shown = {(first + cell, order % SLOTS, character) for cell, order, character in part.letters}
+            assert {(token, slot, encoder.tokenizer.decode([letter])) for token, slot, letter in mine} <= shown
+            told += len(mine)
+    assert told > 30
+
+
+@pytest.mark.parametrize("kind", ["video", "document"])
+def test_what_follows_the_word_looks_at_the_letters_that_were_looked_for(kind: str) -> None:
+    encoder = Encoder(build_tokenizer())
+    told = 0
+    for seed in range(12):
+        row = encoder.row(make_case(kind, WORDS, Random(seed)))
+        targets = [token for token, target in enumerate(row.targets) if target >= 0]
+        looks = [look[:2] for look in row.looks if look[2] == TOLD]
+        for number, exchange in enumerate(row.asked):
+            answer = [token for token, one in zip(targets, row.exchanges, strict=True) if one == number]
+            mine = [look for look in looks if look[0] in answer]
+            if len({one.part for one in exchange.told}) != 1:
+                assert not mine
+                continue
+            told += 1
+            after = "".join(spelled(encoder, row, sorted({writer + 1 for writer, _ in mine})))
+            letters = "".join(spelled(encoder, row, sorted({seen for _, seen in mine})))
+            assert re.search(f'{letters}["”]{re.escape(after)}', exchange.answer)
+            assert exchange.skill == "absent" or after[-1].isdigit()
+    assert told > 15
+
+
+def test_a_scene_knows_the_one_before_and_what_comes_again() -> None:
+    follows = again = 0
+    for seed in range(20):
+        case = make_case("video", WORDS, Random(seed))
+        moments = [part for part in case.context if isinstance(part, Moment)]
+        stamps = [moment.seconds for moment in moments]
+        begun: list[float] = []  # where the scenes so far began
+        for moment in moments:
+            if moment.follows is not None:
+                follows += 1
+                assert moment.follows in stamps and moment.follows < moment.seconds
+                assert not begun or moment.follows > begun[-1]  # each after another
+                begun.append(moment.follows)
+            for _, earlier in moment.again:
+                if earlier is not None:
+                    again += 1
+                    before = moments[stamps.index(earlier)]
+                    assert earlier <= (moment.follows or 0)
+                    assert {letter[2] for letter in before.letters} == {letter[2] for letter in moment.letters}
+    assert follows > 40
+    assert again > 5
 
 
 def test_the_probe_learns_what_it_is_asked() -> None:
@@ -126,7 +193,7 @@ def test_the_probe_learns_what_it_is_asked() -> None:
     optimizer = torch.optim.AdamW([*model.parameters(), *probe.parameters()], lr=2e-3)
     losses = []
     for _ in range(12):
-        guidance = Guidance(probe, batch)
+        guidance = Guidance(probe, model.model.language_model.embed_tokens.weight, batch)
         forward(model, batch, torch.float32, guidance=guidance)
         loss = guidance.loss()
         loss.backward()
