@@ -27,6 +27,8 @@ PAGE = re.compile(r"Page (\d+): $")
 NO_BOX = (-1, -1, -1, -1)
 FOUND = SLOTS  # the kind of a look that finds a letter asked for, beside those that read one of a slot (`sight.py`)
 TOLD = SLOTS + 1  # of a look from what tells a stamp, a page or that there is none to the letters that were looked for
+DIGIT = TOLD + 1  # and the kinds after it, one for each place of a stamp: of a look from what writes the digit there
+STAMP_PLACES = 5  # from thousands of seconds to tenths
 FOLLOWS, AGAIN = range(2)  # how a moment is linked to an earlier one: as the next scene, or by the same thing in it
 STAMP = re.compile(r"\d+(?:\.\d)?")
 
@@ -172,9 +174,19 @@ class Encoder:
             if len({one.part for one in exchange.told}) == 1:
                 letters = sorted({one.character for one in exchange.told})
                 stamp = STAMP.search(exchange.answer, letters[-1] + 2)
-                end = stamp.end() if stamp else len(exchange.answer)
+                begin, end = stamp.span() if stamp else (len(exchange.answer),) * 2
                 writers = {written[at] - 1 for at in range(letters[-1] + 2, end)}
                 row.looks += [(writer, written[letter], TOLD) for writer in sorted(writers) for letter in letters]
+                for at in range(begin, end):
+                    if exchange.answer[at] != ".":
+                        kind = DIGIT + place_of(exchange.answer[begin:end], at - begin)
+                        row.looks += [(written[at] - 1, written[letter], kind) for letter in letters]
+
+
+def place_of(stamp: str, at: int) -> int:
+    """Which of the places that a stamp is told by, from thousands to tenths, its character `at` stands in."""
+    point = stamp.find(".") if "." in stamp else len(stamp)
+    return STAMP_PLACES - 1 - point + at - (at > point)
 
 
 @dataclass

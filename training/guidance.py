@@ -21,27 +21,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.batches import AGAIN, FOLLOWS, FOUND, TOLD
+from training.batches import AGAIN, DIGIT, FOLLOWS, FOUND, STAMP_PLACES, TOLD
 from training.network import Batch, rms_norm, rotate
-from training.sight import SLOTS
 
 PROBED_LAYERS = (1, 2)  # after which visual tokens must know their stamp
 GUIDED_LAYERS = (3, 4)  # whose first head must look at the evidence
 LINKED_LAYER = 2  # after which a moment must know which one it comes after
 LINKING_HEADS = {FOLLOWS: 0, AGAIN: 2}  # of that layer: look at the earlier moment
-LETTER_LAYER = 4  # whose odd heads, each with keys and values of its own, look at the cells of letters, one for a slot
+LETTER_LAYER, LETTER_HEADS = 4, (1, 3, 5, 7)  # look at the cells of letters, each with values of its own for its slot
+DIGIT_LAYER, DIGIT_HEADS = 5, (0, 1, 3, 5, 7)  # look at the letters that were found, each for a digit of their stamp
 FINDING_HEADS = {2: (4, 7), 3: (5, 7)}  # by layer: look from a letter that is asked for at the same in what is shown
 TOLD_LAYER = 3  # after which the letters that were found must know the stamp of what shows them
 TELLING_HEADS = {3: 2, 4: 2}  # by layer: look from what writes that stamp at those letters
-CARRIED = 3.0  # weight of carrying the right letters away
-ELSEWHERE = 0.3  # weight of not looking at letters of other slots
+CARRIED = 3.0  # weight of carrying the right letters and digits away
+ELSEWHERE = 0.3  # weight of not looking at what another head copies
 ABSENT_DIGIT = 10
-STAMP_DIGITS = 5  # to 2.7 hours
 BOX_DIGITS = 2  # hundreds and tens of 0..1000: enough for an overlap of nine tenths
 
 
 def build_probe(width: int) -> nn.Linear:
-    return nn.Linear(width, (STAMP_DIGITS + 4 * BOX_DIGITS + 2 * STAMP_DIGITS) * (ABSENT_DIGIT + 1))
+    return nn.Linear(width, (STAMP_PLACES + 4 * BOX_DIGITS + 2 * STAMP_PLACES) * (ABSENT_DIGIT + 1))
 
 
 def digits_of(tenths: Tensor) -> Tensor:
@@ -49,8 +48,8 @@ def digits_of(tenths: Tensor) -> Tensor:
 
     Below 0 stands for no stamp.
     """
-    places = [tenths // 10**power % 10 for power in reversed(range(STAMP_DIGITS))]
-    for place, power in zip(range(STAMP_DIGITS - 2), (4, 3, 2), strict=True):
+    places = [tenths // 10**power % 10 for power in reversed(range(STAMP_PLACES))]
+    for place, power in zip(range(STAMP_PLACES - 2), (4, 3, 2), strict=True):
         places[place] = places[place].masked_fill(tenths < 10**power, ABSENT_DIGIT)
     return torch.stack(places, dim=-1).masked_fill(tenths[..., None] < 0, ABSENT_DIGIT)
 
@@ -81,6 +80,21 @@ def lookers_of(looks: Tensor, length: int) -> Lookers:
     return Lookers(who[:, 0], who[:, 1], who[:, 2], evidence)
 
 
+@dataclass(frozen=True)
+class Way:
+    """How tokens are copied: a head for each kind of looker, and what it carries must look like what is written."""
+
+    lookers: Lookers  # kinds count from 0
+    heads: tuple[int, ...]
+    carried: Tensor  # [n, 4]: row, token that is looked at, kind, token to be written
+
+
+def way_of(lookers: Lookers, heads: tuple[int, ...], targets: Tensor) -> Way:
+    who, seen = lookers.evidence.nonzero(as_tuple=True)
+    rows, writers = lookers.rows[who], lookers.places[who]
+    return Way(lookers, heads, torch.stack((rows, seen, lookers.kinds[who], targets[rows, writers]), dim=-1))
+
+
 def links_of(batch: Batch, kind: int) -> Lookers:
     """Cells of moments that come after another, and the cells of that."""
     rows, cells, _, tenths = batch.links[(batch.links[:, 2] == kind) & (batch.links[:, 3] >= 0)].unbind(-1)
@@ -93,7 +107,7 @@ class Guidance:
     def __init__(self, probe: nn.Linear, table: Tensor, batch: Batch) -> None:
         """`table`: the embedding of tokens [vocabulary, width]."""
         self.probe, self.table = probe, table
-        self.letters, self.links = batch.letters, batch.links
+        self.links = batch.links
         self.linking = {kind: links_of(batch, kind) for kind in LINKING_HEADS}
         self.labelled = batch.tenths >= 0
         self.digits = digits_of(batch.tenths[self.labelled])
@@ -105,14 +119,18 @@ class Guidance:
         self.finding = lookers_of(batch.looks[kinds == FOUND], length)
         where = self.finding.evidence.int().argmax(-1)  # the first of several
         self.found_digits = digits_of(batch.tenths[self.finding.rows, where])  # absent where it is nowhere
-        reading = batch.looks[kinds < FOUND]
-        self.reading = lookers_of(reading, length)
+        reading = lookers_of(batch.looks[kinds < FOUND], length)
+        digits = lookers_of(batch.looks[kinds >= DIGIT] - kinds.new_tensor((0, 0, 0, DIGIT)), length)
+        self.ways = {
+            LETTER_LAYER: Way(reading, LETTER_HEADS, batch.letters),
+            DIGIT_LAYER: way_of(digits, DIGIT_HEADS, batch.targets),
+        }
         self.telling = lookers_of(batch.looks[kinds == TOLD], length)
         found_at = torch.zeros_like(batch.ids).index_put(
             (self.finding.rows, self.finding.places), torch.arange(len(self.finding.rows), device=self.device)
         )
         self.told_digits = self.found_digits[found_at[self.telling.rows, self.telling.evidence.int().argmax(-1)]]
-        others = zip(GUIDED_LAYERS, (self.telling, self.reading), strict=True)
+        others = zip(GUIDED_LAYERS, (self.telling, reading), strict=True)
         self.moments = {number: self._askers(batch, other) for number, other in others}
         self.losses: list[Tensor] = []
         self.found: dict[str, float] = {}  # share of the guided heads' attention that lies on the evidence
@@ -125,7 +143,7 @@ class Guidance:
         return Lookers(rows, places, torch.zeros_like(rows), batch.wanted[rows, places, None] == batch.shown[rows])
 
     def before(self, number: int, layer: Any, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> None:
-        if number not in (LINKED_LAYER, *FINDING_HEADS, *GUIDED_LAYERS):
+        if number not in (LINKED_LAYER, *FINDING_HEADS, *GUIDED_LAYERS, *self.ways):
             return
         normed = rms_norm(x.to(mask.dtype), layer.input_layernorm)
 
@@ -154,45 +172,43 @@ class Guidance:
             on_it = share(looks(TELLING_HEADS[number], self.telling), self.telling.evidence)
             self.losses.append(-on_it.mean())
             told("tells", on_it)
-        if number == LETTER_LAYER and len(self.letters):
-            self._carried(layer, normed)
-        if number == LETTER_LAYER and len(self.reading.rows):
-            right = []
-            for slot in range(SLOTS):
-                shares, mine = looks(2 * slot + 1, self.reading), self.reading.kinds == slot
-                on_it = share(shares[mine], self.reading.evidence[mine])
-                elsewhere = share(shares[~mine], ~self.reading.evidence[~mine])
+        if number in self.ways and len(self.ways[number].lookers.rows):
+            way, right = self.ways[number], []
+            for kind, head in enumerate(way.heads):
+                shares, mine = looks(head, way.lookers), way.lookers.kinds == kind
+                on_it = share(shares[mine], way.lookers.evidence[mine])
+                elsewhere = share(shares[~mine], ~way.lookers.evidence[~mine])
                 self.losses.append(-(on_it.sum() + ELSEWHERE * elsewhere.sum()) / len(mine))
                 right.append(on_it)
-            told("reads", torch.cat(right))
+            told("reads" if number == LETTER_LAYER else "writes", torch.cat(right))
+        if number in self.ways and len(self.ways[number].carried):
+            self._carried(self.ways[number], layer, normed, "carries" if number == LETTER_LAYER else "brings")
 
-    def _carried(self, layer: Any, normed: Tensor) -> None:
-        """What the head of its slot carries away from a cell must look like the letter to be written."""
+    def _carried(self, way: Way, layer: Any, normed: Tensor, name: str) -> None:
         own, dim = layer.self_attn, layer.self_attn.head_dim
-        rows, places, slots, ids = self.letters.unbind(-1)
+        rows, places, kinds, ids = way.carried.unbind(-1)
         width = self.table.shape[1]
         names = F.rms_norm(self.table, (width,))
         right = []
-        for slot in range(SLOTS):
-            mine, head = slots == slot, 2 * slot + 1
-            group = head // own.num_key_value_groups
+        for kind, head in enumerate(way.heads):
+            mine, group = kinds == kind, head // own.num_key_value_groups
             value = own.v_proj.weight[group * dim : (group + 1) * dim].to(normed.dtype)
             output = own.o_proj.weight[:, head * dim : (head + 1) * dim].to(normed.dtype)
             carried = F.linear(F.linear(normed[rows[mine], places[mine]], value), output).float()
             told = F.rms_norm(carried, (width,)) @ names.T * width**-0.5
             self.losses.append(CARRIED * F.cross_entropy(told, ids[mine], reduction="sum") / len(ids))
             right.append(told.argmax(-1) == ids[mine])
-        self.found["carries"] = float(torch.cat(right).float().mean())
+        self.found[name] = float(torch.cat(right).float().mean())
 
     def after(self, number: int, x: Tensor) -> None:
         if number in PROBED_LAYERS:
             self._probe(x[self.labelled], 0, self.digits)
-            self._probe(x[self.boxed], STAMP_DIGITS, self.box_digits)
+            self._probe(x[self.boxed], STAMP_PLACES, self.box_digits)
         if number == LINKED_LAYER:
             for kind, name in ((FOLLOWS, "follows"), (AGAIN, "again")):
                 rows, cells, _, tenths = self.links[self.links[:, 2] == kind].unbind(-1)
                 digits = digits_of(tenths)
-                right = self._probe(x[rows, cells], STAMP_DIGITS + 4 * BOX_DIGITS + kind * STAMP_DIGITS, digits)
+                right = self._probe(x[rows, cells], STAMP_PLACES + 4 * BOX_DIGITS + kind * STAMP_PLACES, digits)
                 if (tenths >= 0).any():
                     self.found[name] = float(right[tenths >= 0].float().mean())
         if number == TOLD_LAYER:

@@ -9,7 +9,7 @@ from random import Random
 import pytest
 import torch
 
-from training.batches import FOUND, NO_BOX, TOLD, Encoder, Row, pack
+from training.batches import DIGIT, FOUND, NO_BOX, TOLD, Encoder, Row, pack, place_of
 from training.cases import make_case
 from training.exchanges import Moment
 from training.guidance import ABSENT_DIGIT, Guidance, build_probe, digits_of, digits_of_boxes
@@ -139,6 +139,16 @@ def test_a_cell_that_shows_a_letter_alone_in_its_slot_knows_it(kind: str) -> Non
     assert told > 30
 
 
+def test_the_digits_of_a_stamp_have_the_places_they_are_told_by() -> None:
+    for stamp, places in {"7203.4": [0, 1, 2, 3, None, 4], "57.0": [2, 3, None, 4], "0.5": [3, None, 4]}.items():
+        told = digits_of(torch.tensor(round(float(stamp) * 10)))
+        for at, place in enumerate(places):
+            if place is not None:
+                assert place_of(stamp, at) == place
+                assert int(told[place]) == int(stamp[at])
+    assert [place_of("12", 0), place_of("12", 1)] == [2, 3]  # a page
+
+
 @pytest.mark.parametrize("kind", ["video", "document"])
 def test_what_follows_the_word_looks_at_the_letters_that_were_looked_for(kind: str) -> None:
     encoder = Encoder(build_tokenizer())
@@ -154,6 +164,12 @@ def test_what_follows_the_word_looks_at_the_letters_that_were_looked_for(kind: s
                 assert not mine
                 continue
             told += 1
+            digits = {token: kind - DIGIT for token, _, kind in row.looks if kind >= DIGIT and token in answer}
+            assert len(digits) == sum(
+                character.isdigit() for character in exchange.answer.split('"')[-1].split("”")[-1]
+            )
+            assert [digits[token] for token in sorted(digits)] == sorted(digits.values())  # the greatest place first
+            assert kind == "document" or exchange.skill == "absent" or max(digits.values()) == 4  # tenths of a second
             after = "".join(spelled(encoder, row, sorted({writer + 1 for writer, _ in mine})))
             letters = "".join(spelled(encoder, row, sorted({seen for _, seen in mine})))
             assert re.search(f'{letters}["”]{re.escape(after)}', exchange.answer)
