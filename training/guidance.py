@@ -7,9 +7,14 @@ this way: visual tokens must tell the digits of their stamp and of the box of wh
 must look at the picture that holds the answer. Nothing of it is left at release.
 
 Letters have ways of their own. A cell tells several at once, letter k of a word in slot k % 4 (`sight.py`), and what a
-head carries away does not depend on who asks; so each slot has a head, which looks at the cell for its letters only.
-And a word that is asked for is found letter by letter: those in the question, and again in the answer that names it,
-look at what shows them at the moment or on the page that is wanted, and then must tell its stamp as its picture does.
+head carries away does not depend on who asks; so each slot has a head, which looks at the cell for its letters only and
+whose output must look like the letter. And a word that is asked for is found letter by letter: those in the question,
+and again in the answer that names it, look at what shows them at the moment or on the page that is wanted, and then
+must tell its stamp as its picture does; where no word begins like this one they look at the first token of all. What
+the answer says after the word, it reads off these letters: its digits with a head for each place of the stamp.
+
+Scenes are linked: where one begins, its cells must tell where the one before began, and where the same thing or word
+was last seen. An answer that lists moments goes on along these links.
 """
 
 from __future__ import annotations
