@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
@@ -246,6 +247,10 @@ def video_case(level: Level, random: Random) -> Case:
         told = event.told(language) if not event.is_empty else ("nothing" if language == "en" else "没有内容")
         answer = q.moments_answer([(times[index], told)], language)
         time = clock(times[index], language, random)
+        whole = round(times[index])  # a person's second must not be another scene's
+        nearest = min(range(count), key=lambda number: abs(times[number] - whole))
+        if not which[nearest] == which[max(0, bisect(times, whole) - 1)] == which[index]:
+            time = f"{times[index]:.1f} seconds" if language == "en" else f"第{times[index]:.1f}秒"
         one = ask("what_at", random, language, answer, at=index, time=time)
         return reads(one, [(event.text, index, event.cells)]) if event.text else one
 

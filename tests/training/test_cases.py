@@ -8,6 +8,7 @@ import subprocess
 import sys
 from random import Random
 
+import numpy as np
 import pytest
 
 from training import questions
@@ -182,3 +183,19 @@ def test_right_is_judged_with_the_tables_tolerances() -> None:
     at = Exchange("what_at", "en", "?", "47.0 seconds: a red circle.")
     assert is_right(at, "48.0 seconds: a red circle.") and not is_right(at, "47.0 seconds: a red star.")
     assert overlap((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(1 / 3)
+
+
+def test_a_second_that_is_asked_for_is_the_moments_own() -> None:
+    """Rounded, 9.5 s is the tenth second, when the next scene may be on: then it is asked to the tenth."""
+    asked_of = (("what_at", 1.0),)
+    level = Level((("video", 1.0),), moments=(8, 12), seconds=50.0, asked_of_clips=asked_of, turns=0.0, fades=0.0)
+    asked = 0
+    for seed in range(40):
+        case = make_case("video", level, Random(seed))
+        moments = [part for part in case.context if isinstance(part, Moment)]
+        for (exchange,) in case.branches:
+            if seconds := re.search(r"(?<![\d:.])(\d+)(?: seconds| s\b|秒)", exchange.question):
+                asked += 1
+                before = [one for one in moments if one.seconds <= int(seconds[1])] or moments[:1]
+                assert np.array_equal(before[-1].pixels, moments[exchange.at].pixels)
+    assert asked > 20
