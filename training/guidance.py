@@ -92,12 +92,14 @@ class Way:
     lookers: Lookers  # kinds count from 0
     heads: tuple[int, ...]
     carried: Tensor  # [n, 4]: row, token that is looked at, kind, token to be written
+    names: tuple[str, str]  # under which its looks and what it carries are watched
 
 
-def way_of(lookers: Lookers, heads: tuple[int, ...], targets: Tensor) -> Way:
+def written_by(lookers: Lookers, targets: Tensor) -> Tensor:
+    """[n, 4] of a `Way`: of all that is looked at the token that the looker writes."""
     who, seen = lookers.evidence.nonzero(as_tuple=True)
     rows, writers = lookers.rows[who], lookers.places[who]
-    return Way(lookers, heads, torch.stack((rows, seen, lookers.kinds[who], targets[rows, writers]), dim=-1))
+    return torch.stack((rows, seen, lookers.kinds[who], targets[rows, writers]), dim=-1)
 
 
 def links_of(batch: Batch, kind: int) -> Lookers:
@@ -127,8 +129,8 @@ class Guidance:
         reading = lookers_of(batch.looks[kinds < FOUND], length)
         digits = lookers_of(batch.looks[kinds >= DIGIT] - kinds.new_tensor((0, 0, 0, DIGIT)), length)
         self.ways = {
-            LETTER_LAYER: Way(reading, LETTER_HEADS, batch.letters),
-            DIGIT_LAYER: way_of(digits, DIGIT_HEADS, batch.targets),
+            LETTER_LAYER: Way(reading, LETTER_HEADS, batch.letters, ("reads", "carries")),
+            DIGIT_LAYER: Way(digits, DIGIT_HEADS, written_by(digits, batch.targets), ("writes", "brings")),
         }
         self.telling = lookers_of(batch.looks[kinds == TOLD], length)
         found_at = torch.zeros_like(batch.ids).index_put(
@@ -158,38 +160,35 @@ class Guidance:
         def told(name: str, on_it: Tensor) -> None:
             self.found[name] = float(on_it.detach().exp().mean())
 
+        def shown(name: str, head: int, lookers: Lookers, weight: float = 1.0) -> None:
+            if len(lookers.rows):
+                on_it = share(looks(head, lookers), lookers.evidence)
+                self.losses.append(-weight * on_it.mean())
+                told(name, on_it)
+
         if number == LINKED_LAYER:
             for kind, lookers in self.linking.items():
-                if len(lookers.rows):
-                    on_it = share(looks(LINKING_HEADS[kind], lookers), lookers.evidence)
-                    self.losses.append(-on_it.mean())
-                    told("links", on_it)
-        if number in FINDING_HEADS and len(self.finding.rows):
-            for head in FINDING_HEADS[number]:
-                on_it = share(looks(head, self.finding), self.finding.evidence)
-                self.losses.append(-on_it.mean() / len(FINDING_HEADS[number]))
-                told("finds", on_it)
-        if number in self.moments and len(self.moments[number].rows):
-            on_it = share(looks(0, self.moments[number]), self.moments[number].evidence)
-            self.losses.append(-on_it.mean())
-            told("looks", on_it)
-        if number in TELLING_HEADS and len(self.telling.rows):
-            on_it = share(looks(TELLING_HEADS[number], self.telling), self.telling.evidence)
-            self.losses.append(-on_it.mean())
-            told("tells", on_it)
-        if number in self.ways and len(self.ways[number].lookers.rows):
-            way, right = self.ways[number], []
+                shown("links", LINKING_HEADS[kind], lookers)
+        for head in FINDING_HEADS.get(number, ()):
+            shown("finds", head, self.finding, 1 / len(FINDING_HEADS[number]))
+        if number in self.moments:
+            shown("looks", 0, self.moments[number])
+        if number in TELLING_HEADS:
+            shown("tells", TELLING_HEADS[number], self.telling)
+        way = self.ways.get(number)
+        if way and len(way.lookers.rows):
+            right = []
             for kind, head in enumerate(way.heads):
                 shares, mine = looks(head, way.lookers), way.lookers.kinds == kind
                 on_it = share(shares[mine], way.lookers.evidence[mine])
                 elsewhere = share(shares[~mine], ~way.lookers.evidence[~mine])
                 self.losses.append(-(on_it.sum() + ELSEWHERE * elsewhere.sum()) / len(mine))
                 right.append(on_it)
-            told("reads" if number == LETTER_LAYER else "writes", torch.cat(right))
-        if number in self.ways and len(self.ways[number].carried):
-            self._carried(self.ways[number], layer, normed, "carries" if number == LETTER_LAYER else "brings")
+            told(way.names[0], torch.cat(right))
+        if way and len(way.carried):
+            self._carried(way, layer, normed)
 
-    def _carried(self, way: Way, layer: Any, normed: Tensor, name: str) -> None:
+    def _carried(self, way: Way, layer: Any, normed: Tensor) -> None:
         own, dim = layer.self_attn, layer.self_attn.head_dim
         rows, places, kinds, ids = way.carried.unbind(-1)
         width = self.table.shape[1]
@@ -203,7 +202,7 @@ class Guidance:
             told = F.rms_norm(carried, (width,)) @ names.T * width**-0.5
             self.losses.append(CARRIED * F.cross_entropy(told, ids[mine], reduction="sum") / len(ids))
             right.append(told.argmax(-1) == ids[mine])
-        self.found[name] = float(torch.cat(right).float().mean())
+        self.found[way.names[1]] = float(torch.cat(right).float().mean())
 
     def after(self, number: int, x: Tensor) -> None:
         if number in PROBED_LAYERS:
