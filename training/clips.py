@@ -250,7 +250,7 @@ def video_case(level: Level, random: Random) -> Case:
         whole = round(times[index])  # a person's second must not be another scene's
         nearest = min(range(count), key=lambda number: abs(times[number] - whole))
         if not which[nearest] == which[max(0, bisect(times, whole) - 1)] == which[index]:
-            time = f"{times[index]:.1f} seconds" if language == "en" else f"第{times[index]:.1f}秒"
+            time = q.stamp(times[index], language)
         one = ask("what_at", random, language, answer, at=index, time=time)
         return reads(one, [(event.text, index, event.cells)]) if event.text else one
 

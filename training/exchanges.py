@@ -115,12 +115,8 @@ def misses(exchange: Exchange, called: str, word: str, shown: Sequence[str]) -> 
     """The exchange about a word that is nowhere: its letters from where no other word begins like it, at least one."""
     alike = max((len(os.path.commonprefix((word.lower(), other.lower()))) for other in shown), default=0)
     first = min(alike, len(word) - 1)
-    begin = exchange.question.rindex(called) + called.index(word)
-    named = exchange.answer.index(q.quoted(word, exchange.language)) + 1
-    asked, told = (
-        tuple(Glance(at + order, order, NOWHERE, 0) for order in range(first, len(word))) for at in (begin, named)
-    )
-    return replace(exchange, asked=asked, told=told)
+    sought = seeks(exchange, called, word, [(NOWHERE, [0] * len(word))])
+    return replace(sought, asked=sought.asked[first:], told=sought.told[first:])
 
 
 def cells_of_letters(scene: Scene) -> tuple[int, ...]:
@@ -129,11 +125,13 @@ def cells_of_letters(scene: Scene) -> tuple[int, ...]:
 
 
 def letters_of(scene: Scene) -> tuple[Letter, ...]:
+    """Those that are inside the picture."""
+    height, width, _ = scene.pixels.shape
     order, letters = -1, []
-    for cell, character in zip(cells_of_letters(scene), scene.text, strict=True):
+    for character, (x, y) in zip(scene.text, scene.letters, strict=True):
         order = -1 if character == "\n" else order + 1
-        if order >= 0:
-            letters.append((cell, order, character))
+        if order >= 0 and 0 <= x < width and 0 <= y < height:
+            letters.append((cell_of(scene, x, y), order, character))
     return tuple(letters)
 
 

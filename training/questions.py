@@ -557,9 +557,8 @@ def absent_answer(what: str, language: str) -> str:
 
 def never_answer(text: str, language: str) -> str:
     """Of a word in a clip; like `when_answer` up to where they part: by then every letter has been looked for."""
-    return (
-        f"The {quoted(text, language)} does not appear." if language == "en" else f"{quoted(text, language)}没有出现。"
-    )
+    text = quoted(text, language)
+    return f"The {text} does not appear." if language == "en" else f"{text}没有出现。"
 
 
 def no_page_answer(text: str, language: str) -> str:

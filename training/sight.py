@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.cases import random_scene
+from training.exchanges import letters_of
 from training.level import Level, picture_size, printed
 from training.network import Pictures, patches_of, vision
 from training.questions import COLOURS, SHAPES
@@ -54,13 +55,10 @@ def describe(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarr
     letters = np.zeros((rows * columns, SLOTS), np.int64)
     orders, colours, shapes = (np.zeros(rows * columns, np.int64) for _ in range(3))
     boxes = np.full((rows * columns, 4), np.nan, np.float32)
-    place = -1  # of a letter in its line
-    for character, (x, y) in zip(scene.text, scene.letters, strict=True):
-        place = -1 if character == "\n" else place + 1
-        if 0 <= x < width and 0 <= y < height and character in CHARACTERS:
-            cell = int(y) // 32 * columns + int(x) // 32
-            letters[cell, place % SLOTS] = CHARACTERS.index(character) + 1
-            orders[cell] = orders[cell] or place + 1
+    for cell, order, character in letters_of(scene):
+        if character in CHARACTERS:
+            letters[cell, order % SLOTS] = CHARACTERS.index(character) + 1
+            orders[cell] = orders[cell] or order + 1
     for thing in scene.things:
         left, top, right, bottom = (value / 1000 for value in thing.box)
         cell = min(rows - 1, int((top + bottom) / 2 * rows)) * columns + min(
