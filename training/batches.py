@@ -50,9 +50,7 @@ class Row:
     boxes: list[tuple[int, int, int, int]]  # of each token: the box of the thing in the cell it shows
     looks: list[tuple[int, int, int]]  # (token that looks, token it should look at, slot of the letter, FOUND or TOLD)
     letters: list[tuple[int, int, int]]  # (token of a cell, slot and token of the only letter of that slot in it)
-    links: list[
-        tuple[int, int, int]
-    ]  # (token of a cell, FOLLOWS or AGAIN, stamp in tenths of what it comes after or -1)
+    links: list[tuple[int, int, int]]  # (token of a cell, FOLLOWS or AGAIN, stamp in tenths of the earlier one or -1)
 
 
 class Encoder:
@@ -185,7 +183,7 @@ class Encoder:
 
 def place_of(stamp: str, at: int) -> int:
     """Which of the places that a stamp is told by, from thousands to tenths, its character `at` stands in."""
-    point = stamp.find(".") if "." in stamp else len(stamp)
+    point = len(stamp.partition(".")[0])
     return STAMP_PLACES - 1 - point + at - (at > point)
 
 
