@@ -29,6 +29,7 @@ FOUND = SLOTS  # the kind of a look that finds a letter asked for, beside those 
 TOLD = SLOTS + 1  # of a look from what tells a stamp, a page or that there is none to the letters that were looked for
 DIGIT = TOLD + 1  # and the kinds after it, one for each place of a stamp: of a look from what writes the digit there
 STAMP_PLACES = 5  # from thousands of seconds to tenths
+NEXT = DIGIT + STAMP_PLACES  # of a look from the end of a list's item at the moment of the next one
 FOLLOWS, AGAIN = range(2)  # how a moment is linked to an earlier one: as the next scene, or by the same thing in it
 STAMP = re.compile(r"\d+(?:\.\d)?")
 
@@ -48,7 +49,7 @@ class Row:
     wanted: list[int]  # of each token: the number of the picture that answers it
     tenths: list[int]  # of each token: the stamp of the moment it shows
     boxes: list[tuple[int, int, int, int]]  # of each token: the box of the thing in the cell it shows
-    looks: list[tuple[int, int, int]]  # (token that looks, token it should look at, slot of the letter, FOUND or TOLD)
+    looks: list[tuple[int, int, int]]  # (token that looks, token it should look at, slot of the letter or kind)
     letters: list[tuple[int, int, int]]  # (token of a cell, slot and token of the only letter of that slot in it)
     links: list[tuple[int, int, int]]  # (token of a cell, FOLLOWS or AGAIN, stamp in tenths of the earlier one or -1)
 
@@ -169,16 +170,43 @@ class Encoder:
                 looks.append((written[one.character] - 1, one, one.order % SLOTS))
             for token, one, kind in looks:
                 row.looks.append((token, 0 if one.part == NOWHERE else places[one.part][one.spot], kind))
-            if len({one.part for one in exchange.told}) == 1:
+            if exchange.told:
                 letters = sorted({one.character for one in exchange.told})
-                stamp = STAMP.search(exchange.answer, letters[-1] + 2)
-                begin, end = stamp.span() if stamp else (len(exchange.answer),) * 2
-                writers = {written[at] - 1 for at in range(letters[-1] + 2, end)}
-                row.looks += [(writer, written[letter], TOLD) for writer in sorted(writers) for letter in letters]
-                for at in range(begin, end):
-                    if exchange.answer[at] != ".":
-                        kind = DIGIT + place_of(exchange.answer[begin:end], at - begin)
-                        row.looks += [(written[at] - 1, written[letter], kind) for letter in letters]
+                self._copied(row, exchange.answer, written, letters[-1] + 2, [written[letter] for letter in letters])
+            if exchange.items:
+                self._listed(row, exchange, written, places)
+
+    def _copied(self, row: Row, answer: str, written: Sequence[int], after: int, sources: Sequence[int]) -> None:
+        """The stamp that comes next in the answer is copied from tokens that know it."""
+        stamp = STAMP.search(answer, after)
+        begin, end = stamp.span() if stamp else (len(answer),) * 2
+        writers = {written[at] - 1 for at in range(after, end)}
+        row.looks += [(writer, source, TOLD) for writer in sorted(writers) for source in sources]
+        for at in range(begin, end):
+            if answer[at] != ".":
+                kind = DIGIT + place_of(answer[begin:end], at - begin)
+                row.looks += [(written[at] - 1, source, kind) for source in sources]
+
+    def _listed(self, row: Row, exchange: Exchange, written: Sequence[int], places: Sequence[Sequence[int]]) -> None:
+        """What comes after an item's stamp knows it; the last token of an item and those up to the next stamp look for
+        the moment of that, or at the first token of all where the list ends.
+        """
+        stamps = [STAMP.search(exchange.answer, first) for first, _, _ in exchange.evidence]
+        ends = [written[after - 1] for _, after, _ in exchange.evidence]
+        begins = [written[stamp.start()] for stamp in stamps if stamp]
+        for stamp, end, following in zip(stamps, ends, [*begins[1:], ends[-1] + 1], strict=True):
+            assert stamp
+            for token in range(written[stamp.end()], max(end + 1, following)):
+                row.tenths[token] = round(float(stamp[0]) * 10)
+        first_by_itself = exchange.skill != "all_times"
+        openings = [written[0] - 1, *ends] if first_by_itself else ends
+        moments = [at for _, _, at in exchange.evidence][0 if first_by_itself else 1 :]
+        for opening, begin, at in zip(openings, begins[0 if first_by_itself else 1 :], moments, strict=False):
+            seekers = range(opening, begin)
+            row.looks += [(seeker, cell, NEXT) for seeker in seekers for cell in places[at]]
+            character = next(number for number, token in enumerate(written) if token == begin)
+            self._copied(row, exchange.answer, written, character, seekers)
+        row.looks.append((ends[-1], 0, NEXT))
 
 
 def place_of(stamp: str, at: int) -> int:

@@ -33,21 +33,27 @@ from training.exchanges import (
 from training.level import Level, frame_size, printed
 from training.scenes import any_name, draw_text, draw_things, empty
 
+MOST_TOLD = 8  # scenes in one answer
+HALF = 0.5  # seconds for which a scene must be seen in a span to be part of it
+PART_MOMENTS = (2, 12)  # of a clip that is all that is shown of a longer one, because the question names its span
+PART_ASKED = (("span", 5.0), ("timeline", 3.0), ("all_times", 1.0), ("what_at", 1.0), ("when", 1.0))
 
-def clock(seconds: float, language: str, random: Random) -> str:
-    """A time as a person writes it, to the second."""
+
+def clock(seconds: float, language: str, random: Random, *, up_to: float | None = None) -> str:
+    """A time as a person writes it, to the second; of a span `up_to` that one, both ends in one form."""
     whole = round(seconds)
     minutes, rest = divmod(whole, 60)
+    most = round(up_to or seconds) // 60
     forms = [f"{minutes:02d}:{rest:02d}", f"{minutes:02d}:{rest:02d}", f"{minutes}:{rest:02d}"]
     if language == "en":
         forms += [f"{whole} seconds", f"{whole} s", f"second {whole}", f"{seconds:.1f} seconds"]
-        if minutes:
-            forms.append(f"{minutes} minutes {rest} seconds" if minutes > 1 else f"{minutes} minute {rest} seconds")
+        if most:
+            forms.append(f"{minutes} minute{'s' * (minutes != 1)} {rest} seconds")
     else:
         forms += [f"第{whole}秒", f"第{whole}秒", f"{whole}秒", f"第{seconds:.1f}秒"]
-        if minutes:
+        if most:
             forms += [f"{minutes}分{rest}秒"]
-    if minutes >= 60:
+    if most >= 60:
         forms = [f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"] * 3 + forms[3:]
     return random.choice(forms)
 
@@ -103,7 +109,8 @@ def stamps(count: int, most: float, random: Random) -> list[float]:
 
 
 def video_case(level: Level, random: Random) -> Case:
-    count = random.randint(*level.moments)
+    part = random.random() < level.parts
+    count = random.randint(*(PART_MOMENTS if part else level.moments))
     width, height = frame_size(level, random)
     times = stamps(count, level.seconds, random)
     runs = random.random() < level.runs
@@ -175,20 +182,46 @@ def video_case(level: Level, random: Random) -> Case:
             return called_text(key, language, random), q.quoted(key, language)
         return called(key, language, random), q.thing(*key, language)
 
-    def follow(exchange: Exchange, inside: Sequence[Event]) -> Exchange:
-        """An answer that tells moments in order: each item has its own evidence."""
-        separator = "; " if exchange.language == "en" else "；"
-        items = exchange.answer.split(separator)
-        exchange = reads(exchange, [(e.text, times.index(e.seconds), e.cells) for e in inside if e.text])
-        return shown_by(exchange, [(item, times.index(e.seconds)) for item, e in zip(items, inside, strict=False)])
+    def tell(skill: str, language: str, first: int, last: int, **fields: object) -> Exchange | None:
+        """What is shown from moment `first` to `last` in order, each item with its own evidence; None where that is
+        nothing or too much.
+        """
+        inside = {which[first]: first}  # of each event its first moment there
+        for index in range(first, last + 1):
+            inside.setdefault(which[index], index)
+        told = [(index, events[number]) for number, index in inside.items() if not events[number].is_empty]
+        if not 1 <= len(told) <= MOST_TOLD:
+            return None
+        answer = q.moments_answer([(times[index], event.told(language)) for index, event in told], language)
+        exchange = ask(skill, random, language, answer, -1, **fields)
+        exchange = reads(exchange, [(event.text, index, event.cells) for index, event in told if event.text])
+        items = [item.rstrip('."。”') for item in answer.split("; " if language == "en" else "；")]
+        return shown_by(exchange, [(item, index) for item, (index, _) in zip(items, told, strict=True)], items=True)
 
     def seek(exchange: Exchange, asked: str, key: tuple[str, str] | str, shown: Sequence[Event]) -> Exchange:
         if not isinstance(key, str):
             return exchange
         return seeks(exchange, asked, key, [(times.index(event.seconds), event.cells) for event in shown])
 
+    def span(random: Random) -> tuple[int, int, float, float] | None:
+        """(first and last moment in it, start, end): the scene on screen at the start is part of it, and none that is
+        seen for less than half a second; in a clip that is itself a part, all of it.
+        """
+        if part:
+            return 0, count - 1, float(math.floor(times[0])), float(math.ceil(times[-1]))
+        first = random.randrange(count)
+        last = min(count - 1, first + random.randint(0, 6))
+        start = float(math.ceil(times[first]))
+        changed = which[first + 1] != which[first] if first + 1 < count else False
+        if start - times[first] > 0.9 or (changed and start > times[first + 1] - HALF):
+            return None
+        least = times[last] + (HALF if last and which[last] != which[last - 1] else 0.0)
+        most = times[last + 1] - 0.1 if last + 1 < count else times[last] + 0.9
+        end = float(math.floor(random.uniform(least, most))) if most > least else 0.0
+        return (first, last, start, end) if max(least, start + HALF) <= end <= most else None
+
     def make(random: Random, language: str) -> Exchange:
-        skills, weights = zip(*level.asked_of_clips, strict=True)
+        skills, weights = zip(*(PART_ASKED if part else level.asked_of_clips), strict=True)
         skill = random.choices(skills, weights)[0]
         if skill == "when" and seen:
             key = random.choice(list(seen))
@@ -206,7 +239,7 @@ def video_case(level: Level, random: Random) -> Case:
                 answer = q.all_times_answer(told, [event.seconds for event in seen[key]], language)
                 found = [(q.stamp(event.seconds, language), times.index(event.seconds)) for event in seen[key]]
                 every = seek(ask("all_times", random, language, answer, thing=asked), asked, key, seen[key])
-                return shown_by(every, found)
+                return shown_by(every, found, items=True)
         if skill == "absent":
             skill = random.choice(("when", "when", "all_times"))
             if words and random.random() < 0.4:
@@ -219,24 +252,14 @@ def video_case(level: Level, random: Random) -> Case:
             answer = q.absent_answer(q.thing(*name, language), language)
             one = ask(skill, random, language, answer, thing=called(name, language, random))
             return replace(one, skill="absent")
-        if skill == "span" and count >= 2:
-            first = random.randrange(count)
-            last = min(count - 1, first + random.randint(0, 6))
-            start = times[first] - random.uniform(0, (times[first] - times[first - 1]) * 0.8 if first else times[first])
-            after = (times[last + 1] - times[last]) * 0.8 if last + 1 < count else 5.0
-            start, end = math.ceil(start), math.floor(times[last] + random.uniform(0, after))
-            inside = [event for event in events if not event.is_empty and start <= event.last and event.seconds <= end]
-            if end > start and 1 <= len(inside) <= 5 and all(start <= event.seconds for event in inside):
-                form = random.randrange(1 << 30)
-                begin, finish = (clock(second, language, Random(form)) for second in (start, end))
-                told_all = [(event.seconds, event.told(language)) for event in inside]
-                answer = q.moments_answer(told_all, language)
-                return follow(ask("span", random, language, answer, start=begin, end=finish), inside)
-        if skill == "timeline":
-            inside = [event for event in events if not event.is_empty]
-            told_all = [(event.seconds, event.told(language)) for event in inside]
-            if 1 <= len(told_all) <= 8:
-                return follow(ask("timeline", random, language, q.moments_answer(told_all, language)), inside)
+        if skill == "span" and (asked_span := span(random)):
+            first, last, start, end = asked_span
+            form = random.randrange(1 << 30)
+            begin, finish = (clock(second, language, Random(form), up_to=end) for second in (start, end))
+            if told_all := tell("span", language, first, last, start=begin, end=finish):
+                return told_all
+        if skill == "timeline" and (told_all := tell("timeline", language, 0, count - 1)):
+            return told_all
         if skill == "refuse":
             return refusal(random, language)
         index = random.randrange(count)

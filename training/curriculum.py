@@ -113,6 +113,7 @@ FOURTH = replace(
     lines=0.6,
     branches=12,
     seconds=7200.0,
+    parts=0.3,
     words=0.75,
 )
 FIFTH = replace(

@@ -38,6 +38,7 @@ class Exchange:
     read: tuple[Glance, ...] = ()  # letters of the answer that are read off pictures
     asked: tuple[Glance, ...] = ()  # letters of the question that are to be found
     told: tuple[Glance, ...] = ()  # the same letters in the answer
+    items: bool = False  # the evidence is of items in the order of time, each with its stamp
 
 
 Branch = tuple[Exchange, ...]
@@ -75,7 +76,7 @@ def ask(skill: str, random: Random, language: str, answer: str, at: int = -1, **
     return Exchange(skill, language, random.choice(q.ASK[skill][language]).format(**fields), answer, at)
 
 
-def shown_by(exchange: Exchange, pieces: Sequence[tuple[str, int]]) -> Exchange:
+def shown_by(exchange: Exchange, pieces: Sequence[tuple[str, int]], *, items: bool = False) -> Exchange:
     """The exchange with the evidence of its answer's pieces, which are named in the answer's order."""
     evidence, end = [], 0
     for piece, at in pieces:
@@ -84,7 +85,7 @@ def shown_by(exchange: Exchange, pieces: Sequence[tuple[str, int]]) -> Exchange:
             continue
         end = first + len(piece)
         evidence.append((first, end, at))
-    return replace(exchange, evidence=tuple(evidence))
+    return replace(exchange, evidence=tuple(evidence), items=items)
 
 
 def glances(begin: int, part: int, spots: Sequence[int]) -> tuple[Glance, ...]:

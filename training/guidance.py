@@ -14,7 +14,8 @@ must tell its stamp as its picture does; where no word begins like this one they
 the answer says after the word, it reads off these letters: its digits with a head for each place of the stamp.
 
 Scenes are linked: where one begins, its cells must tell where the one before began, and where the same thing or word
-was last seen. An answer that lists moments goes on along these links.
+was last seen. An answer that lists moments goes on along these links: what comes after the stamp of an item must know
+its digits, and its end looks for the moment that is linked to them, or at the first token of all where there is none.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.batches import AGAIN, DIGIT, FOLLOWS, FOUND, STAMP_PLACES, TOLD
+from training.batches import AGAIN, DIGIT, FOLLOWS, FOUND, NEXT, STAMP_PLACES, TOLD
 from training.network import Batch, rms_norm, rotate
 
 PROBED_LAYERS = (1, 2)  # after which visual tokens must know their stamp
@@ -36,7 +37,8 @@ LINKING_HEADS = {FOLLOWS: 0, AGAIN: 2}  # of that layer: look at the earlier mom
 LETTER_LAYER, LETTER_HEADS = 4, (1, 3, 5, 7)  # look at the cells of letters, each with values of its own for its slot
 DIGIT_LAYER, DIGIT_HEADS = 5, (0, 1, 3, 5, 7)  # look at the letters that were found, each for a digit of their stamp
 FINDING_HEADS = {2: (4, 7), 3: (5, 7)}  # by layer: look from a letter that is asked for at the same in what is shown
-TOLD_LAYER = 3  # after which the letters that were found must know the stamp of what shows them
+NEXT_LAYER, NEXT_HEAD = 3, 3  # looks from the end of an item at the moment of the next
+TOLD_LAYER = 3  # after which the letters that were found must know the stamp of what shows them, and the end of an item
 TELLING_HEADS = {3: 2, 4: 2}  # by layer: look from what writes that stamp at those letters
 CARRIED = 3.0  # weight of carrying the right letters and digits away
 ELSEWHERE = 0.3  # weight of not looking at what another head copies
@@ -105,7 +107,8 @@ def written_by(lookers: Lookers, targets: Tensor) -> Tensor:
 def links_of(batch: Batch, kind: int) -> Lookers:
     """Cells of moments that come after another, and the cells of that."""
     rows, cells, _, tenths = batch.links[(batch.links[:, 2] == kind) & (batch.links[:, 3] >= 0)].unbind(-1)
-    return Lookers(rows, cells, torch.full_like(rows, kind), batch.tenths[rows] == tenths[:, None])
+    evidence = (batch.tenths[rows] == tenths[:, None]) & (batch.shown[rows] > 0)
+    return Lookers(rows, cells, torch.full_like(rows, kind), evidence)
 
 
 class Guidance:
@@ -124,17 +127,20 @@ class Guidance:
         length = batch.ids.shape[1]
         kinds = batch.looks[:, 3]
         self.finding = lookers_of(batch.looks[kinds == FOUND], length)
-        where = self.finding.evidence.int().argmax(-1)  # the first of several
-        self.found_digits = digits_of(batch.tenths[self.finding.rows, where])  # absent where it is nowhere
+        self.following = lookers_of(batch.looks[kinds == NEXT], length)
+        self.seeking = lookers_of(batch.looks[(kinds == FOUND) | (kinds == NEXT)], length)
+        where = self.seeking.evidence.int().argmax(-1)  # the first of several
+        self.found_digits = digits_of(batch.tenths[self.seeking.rows, where])  # absent where it is nowhere
         reading = lookers_of(batch.looks[kinds < FOUND], length)
-        digits = lookers_of(batch.looks[kinds >= DIGIT] - kinds.new_tensor((0, 0, 0, DIGIT)), length)
+        placed = (kinds >= DIGIT) & (kinds < NEXT)
+        digits = lookers_of(batch.looks[placed] - kinds.new_tensor((0, 0, 0, DIGIT)), length)
         self.ways = {
             LETTER_LAYER: Way(reading, LETTER_HEADS, batch.letters, ("reads", "carries")),
             DIGIT_LAYER: Way(digits, DIGIT_HEADS, written_by(digits, batch.targets), ("writes", "brings")),
         }
         self.telling = lookers_of(batch.looks[kinds == TOLD], length)
         found_at = torch.zeros_like(batch.ids).index_put(
-            (self.finding.rows, self.finding.places), torch.arange(len(self.finding.rows), device=self.device)
+            (self.seeking.rows, self.seeking.places), torch.arange(len(self.seeking.rows), device=self.device)
         )
         self.told_digits = self.found_digits[found_at[self.telling.rows, self.telling.evidence.int().argmax(-1)]]
         others = zip(GUIDED_LAYERS, (self.telling, reading), strict=True)
@@ -150,7 +156,7 @@ class Guidance:
         return Lookers(rows, places, torch.zeros_like(rows), batch.wanted[rows, places, None] == batch.shown[rows])
 
     def before(self, number: int, layer: Any, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> None:
-        if number not in (LINKED_LAYER, *FINDING_HEADS, *GUIDED_LAYERS, *self.ways):
+        if number not in (LINKED_LAYER, NEXT_LAYER, *FINDING_HEADS, *GUIDED_LAYERS, *self.ways):
             return
         normed = rms_norm(x.to(mask.dtype), layer.input_layernorm)
 
@@ -171,6 +177,8 @@ class Guidance:
                 shown("links", LINKING_HEADS[kind], lookers)
         for head in FINDING_HEADS.get(number, ()):
             shown("finds", head, self.finding, 1 / len(FINDING_HEADS[number]))
+        if number == NEXT_LAYER:
+            shown("goes_on", NEXT_HEAD, self.following)
         if number in self.moments:
             shown("looks", 0, self.moments[number])
         if number in TELLING_HEADS:
@@ -216,7 +224,7 @@ class Guidance:
                 if (tenths >= 0).any():
                     self.found[name] = float(right[tenths >= 0].float().mean())
         if number == TOLD_LAYER:
-            self._probe(x[self.finding.rows, self.finding.places], 0, self.found_digits)
+            self._probe(x[self.seeking.rows, self.seeking.places], 0, self.found_digits)
         if number == max(TELLING_HEADS):
             self._probe(x[self.telling.rows, self.telling.places], 0, self.told_digits)
 

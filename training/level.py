@@ -25,6 +25,7 @@ class Level:
     runs: float = 0.3  # how often things stay for several moments
     fades: float = 0.05  # how often the first of them is half the one before: no plan straddles a change but by a fade
     seconds: float = 600.0  # longest clip
+    parts: float = 0.0  # how often a clip is what a question's span leaves of a longer one: all of it is asked for
     pairs: float = 0.2  # how often a frame shows two things
     words: float = 0.35  # how often a clip shows words besides things
     lines: float = 0.0  # how often a picture of text has several lines

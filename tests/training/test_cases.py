@@ -6,11 +6,14 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
+from itertools import pairwise
 from random import Random
 
 import numpy as np
 import pytest
 
+from qwen3vl_webui.focus import find_focus
 from training import questions
 from training.batches import Encoder
 from training.cases import make_case
@@ -102,6 +105,27 @@ def test_stamps_in_answers_are_stamps_of_the_clip(seed: int) -> None:
             assert set(found) <= stamps
             if exchange.skill in ("when", "what_at", "all_times", "span", "timeline"):
                 assert found
+
+
+def test_a_span_tells_what_is_on_the_screen_in_it() -> None:
+    level = replace(LEVEL, asked_of_clips=(("span", 1.0),), words=0.5, parts=0.3, fades=0.0)
+    asked = 0
+    for seed in range(60):
+        case = make_case("video", level, Random(seed))
+        moments = [part for part in case.context if isinstance(part, Moment)]
+        for exchange in (branch[0] for branch in case.branches if branch[0].skill == "span"):
+            asked += 1
+            ((begin, finish),) = find_focus(exchange.question, 700.0).spans  # as the product reads it
+            ends = [*(moment.seconds for moment in moments[1:]), moments[-1].seconds + 1]
+            seen = [  # a moment stays until the next, as in a file
+                moment for moment, end in zip(moments, ends, strict=True) if end > begin and moment.seconds <= finish
+            ]
+            scenes = [seen[0], *(b for a, b in pairwise(seen) if not np.array_equal(a.pixels, b.pixels))]
+            told = [float(stamp) for stamp in re.findall(r"(\d+\.\d)(?: seconds|秒)", exchange.answer)]
+            assert told == [scene.seconds for scene in scenes if scene.again], (
+                exchange.question
+            )  # the cells of what it shows
+    assert asked > 40
 
 
 @pytest.mark.parametrize("seed", range(40))

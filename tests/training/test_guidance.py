@@ -9,7 +9,7 @@ from random import Random
 import pytest
 import torch
 
-from training.batches import DIGIT, FOUND, NO_BOX, TOLD, Encoder, Row, pack, place_of
+from training.batches import DIGIT, FOUND, NEXT, NO_BOX, TOLD, Encoder, Row, pack, place_of
 from training.cases import make_case
 from training.exchanges import Moment
 from training.guidance import ABSENT_DIGIT, Guidance, build_probe, digits_of, digits_of_boxes
@@ -161,10 +161,10 @@ def test_what_follows_the_word_looks_at_the_letters_that_were_looked_for(kind: s
             answer = [token for token, one in zip(targets, row.exchanges, strict=True) if one == number]
             mine = [look for look in looks if look[0] in answer]
             if len({one.part for one in exchange.told}) != 1:
-                assert not mine
+                assert exchange.told or exchange.items or not mine
                 continue
             told += 1
-            digits = {token: kind - DIGIT for token, _, kind in row.looks if kind >= DIGIT and token in answer}
+            digits = {token: kind - DIGIT for token, _, kind in row.looks if DIGIT <= kind < NEXT and token in answer}
             assert len(digits) == sum(
                 character.isdigit() for character in exchange.answer.split('"')[-1].split("”")[-1]
             )
@@ -175,6 +175,40 @@ def test_what_follows_the_word_looks_at_the_letters_that_were_looked_for(kind: s
             assert re.search(f'{letters}["”]{re.escape(after)}', exchange.answer)
             assert exchange.skill == "absent" or after[-1].isdigit()
     assert told > 15
+
+
+def test_an_item_of_a_list_looks_for_the_next() -> None:
+    encoder = Encoder(build_tokenizer())
+    lists = several = 0
+    for seed in range(50):
+        row = encoder.row(make_case("video", WORDS, Random(seed)))
+        targets = [token for token, target in enumerate(row.targets) if target >= 0]
+        for number, exchange in enumerate(row.asked):
+            if not exchange.items:
+                continue
+            lists += 1
+            answer = [token for token, one in zip(targets, row.exchanges, strict=True) if one == number]
+            stamps = [round(float(found) * 10) for found in re.findall(r"(\d+\.\d)(?= seconds|秒)", exchange.answer)]
+            seekers: dict[int, set[int]] = {}  # of each token that looks for the next item: the stamps it looks at
+            for token, seen, kind in row.looks:
+                if kind == NEXT and token - 1 in [answer[0] - 2, *answer]:
+                    seekers.setdefault(token, set()).add(row.tenths[seen] if seen else -1)
+            known = [row.tenths[token] for token in answer if row.tenths[token] >= 0]
+            assert sorted(set(known)) == stamps  # what follows a stamp knows it
+            by_itself = exchange.skill != "all_times"
+            last = -1 if by_itself else stamps[0]
+            following = dict(zip([-1, *stamps], [*stamps, -1], strict=True))
+            for token in sorted(seekers):
+                assert seekers[token] == {following[row.tenths[token]]}
+                assert row.tenths[token] >= last  # they go on in order
+                last = row.tenths[token]
+            assert last == stamps[-1]  # and the last one finds that the list ends
+            several += len(stamps) > 1
+            digits = {token: kind - DIGIT for token, _, kind in row.looks if DIGIT <= kind < NEXT}
+            mine = [token for token in answer if token - 1 in digits and spelled(encoder, row, [token])[0].isdigit()]
+            copied = stamps if by_itself or exchange.told else stamps[1:]
+            assert len(mine) == len("".join(str(stamp).rjust(2, "0") for stamp in copied))
+    assert lists > 25 and several > 8
 
 
 def test_a_scene_knows_the_one_before_and_what_comes_again() -> None:
