@@ -23,6 +23,7 @@ from random import Random
 from typing import Any, get_args
 
 import av
+import numpy as np
 import pymupdf
 from PIL import Image
 
@@ -65,17 +66,19 @@ class Drawn:
 
 
 def write_clip(path: Path, moments: Sequence[Moment]) -> None:
-    """Each moment stays until the next; the last for a second."""
+    """Each moment stays until the next, the last for a second; before the first the screen is grey."""
     height, width, _ = moments[0].pixels.shape
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = {"crf": "28", "preset": "veryfast", "g": "50"}
-        last, written = round((moments[-1].seconds + 1) * FRAMES_PER_SECOND), 0
-        for number, moment in enumerate(moments):
-            following = moments[number + 1].seconds * FRAMES_PER_SECOND if number + 1 < len(moments) else last
-            frame = av.VideoFrame.from_ndarray(moment.pixels, format="rgb24")
-            while written < round(following):
+        grey = np.full_like(moments[0].pixels, 128)
+        pictures = [grey, *(moment.pixels for moment in moments)]
+        ends = [*(moment.seconds for moment in moments), moments[-1].seconds + 1]
+        written = 0
+        for picture, end in zip(pictures, ends, strict=True):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            while written < round(end * FRAMES_PER_SECOND):
                 frame.pts = written
                 for packet in stream.encode(frame):
                     container.mux(packet)
@@ -138,9 +141,8 @@ def through_engine(
     def ask(files: Sequence[Path], question: str) -> str:
         items = tuple(Attached(open_upload(path), name=path.name) for path in files)
         for item in items:
-            if isinstance(item.media, Clip) and storyboard.pays(item.media):
-                storyboard.begin(item.media)
-                storyboard.wait(item.media, 600.0)
+            if isinstance(item.media, Clip):
+                storyboard.at_hand(item.media, 600.0)
         request = lay_out([Draft("user", (*items, question))], engine).request
         events = look_closer(engine, request) if zoom else engine.generate(request)
         return "".join(event.text for event in events if isinstance(event, TokenEvent) and not event.thinking)

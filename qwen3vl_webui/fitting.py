@@ -13,7 +13,7 @@ from qwen3vl_webui.media import storyboard as storyboards
 from qwen3vl_webui.media.captions import thinned, woven, written
 from qwen3vl_webui.media.moments import plan_chosen, with_moments
 from qwen3vl_webui.media.sampling import FEWEST_MOMENTS, LABEL_TOKENS, fit_document, fit_image, plan_frames
-from qwen3vl_webui.media.values import PATCH_SIDE, Clip, Cue, FramePlan, Image, Part
+from qwen3vl_webui.media.values import PATCH_SIDE, Cue, FramePlan, Image, Part
 from qwen3vl_webui.media.video import read_times
 from qwen3vl_webui.relevance import choose_lines
 from qwen3vl_webui.showing import File
@@ -125,7 +125,7 @@ def _fit_clip(file: File, engine: Engine, options: Options, room: int, question:
         frame_pixels=frame_pixels,
         fps=options.fps,
         most_moments=options.most_moments or (None if options.fps else engine.model.most_moments),
-        storyboard=storyboards.wait(file.clip, options.patience) if _by_storyboard(file.clip, options) else None,
+        storyboard=storyboards.at_hand(file.clip, options.patience) if _left_alone(options) else None,
     )
     plan, moments = planning(budget=share), file.moments
     by_itself = len(planning(budget=by_hand or usual).patches) if share < (by_hand or usual) else 0
@@ -136,14 +136,14 @@ def _fit_clip(file: File, engine: Engine, options: Options, room: int, question:
     return with_moments(plan, times, moments), is_crowded
 
 
-def _by_storyboard(clip: Clip, options: Options) -> bool:
-    """Whether the moments of a clip follow what happens in it, once that is known: it is long, and nobody set them."""
-    return not options.fps and not options.most_moments and storyboards.pays(clip)
+def _left_alone(options: Options) -> bool:
+    """Whether the moments of a clip follow what happens in it, once that is known: nobody set them."""
+    return not options.fps and not options.most_moments
 
 
 def looked(file: File, options: Options) -> float | None:
     """What share of a video is looked through by now, where its storyboard was not ready for its plan."""
-    if file.clip is None or file.chosen or not _by_storyboard(file.clip, options):
+    if file.clip is None or file.chosen or not (_left_alone(options) and storyboards.pays(file.clip)):
         return None
     reading = storyboards.reading(file.clip)
     return reading.done if reading.state == "making" else None

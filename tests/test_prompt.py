@@ -15,6 +15,7 @@ from qwen3vl_webui.errors import MediaError, TooLong, Unsupported
 from qwen3vl_webui.media import storyboard, video
 from qwen3vl_webui.media.upload import open_upload
 from qwen3vl_webui.media.values import Clip, FramePlan, Image, Media, Part
+from qwen3vl_webui.media.video import read_frames
 from qwen3vl_webui.prompt import Prompt, build, lay_out
 from qwen3vl_webui.showing import Named, read_pages
 from tests.clips import colour_clip, pdf, png, srt, with_subtitles
@@ -274,6 +275,20 @@ def test_a_video_shown_again_keeps_its_number(media: dict[str, Media]) -> None:
         Draft("user", ("And video 2 from 0:02 to 0:04?",)),
     ]
     assert outline(lay_out(later, engine).request.messages[-1])[:2] == ["Video 2: ", "FramePlan"]
+
+
+def test_no_two_frames_of_a_short_clip_that_go_together_are_of_two_scenes(tmp_path: Path) -> None:
+    changes = (2.3, 5.4, 6.2, 9.0)
+
+    def picture(number: int, time: float) -> np.ndarray:
+        return np.full((90, 160, 3), 40 * sum(time >= change - 1e-6 for change in changes) + 30, np.uint8)
+
+    path = clip_file(tmp_path / "short.mp4", (n / 10 for n in range(120)), picture, size=(160, 90), fps=10)
+    plan = lay_out([Draft("user", (Attached(open_upload(path)), "What?"))], ScriptedEngine()).parts[0]
+    assert isinstance(plan, FramePlan)
+    shades = [int(frame.pixels.mean()) for frame in read_frames(plan)]
+    assert shades[::2] == shades[1::2] and len(set(shades)) == len(changes) + 1
+    assert 12 <= len(plan.patches) <= 16  # a second apart, and both sides of each change
 
 
 @pytest.fixture(scope="module")

@@ -9,18 +9,24 @@ from qwen3vl_webui.errors import MediaError
 from qwen3vl_webui.media.sampling import FrameTimes, cells, frame_sizes, on_screen, too_long
 from qwen3vl_webui.media.values import Clip, FramePlan
 
-NEAR = 1.0  # seconds: "at 0:47" is any picture from 47 on and before 48; one of 46.8 may be from before a change
+WIDEST = 1.0  # seconds between two frames of a patch that a person chose
+STILL = 1.0  # seconds from which on a picture is called by the second that was asked for
+NEAR = (
+    0.25  # seconds: "at 0:47" is a picture from 47 on; one of 46.8 may be from before a change, one of 47.8 from after
+)
+SEEN = 0.5  # the same for what was shown in an earlier turn: nearer is not worth showing it again
 EXACT = 0.02  # seconds: half a picture, for a clock that is written with two digits
 Pair = tuple[float, float]
 
 
 def shows(plan: FramePlan, second: float) -> bool:
-    """Whether the model sees a picture of the second that begins there."""
-    return any(map(_has(second), plan.patches))
+    """Whether the model sees a picture of about that second."""
+    return any(map(_has(second, second, SEEN), plan.patches))
 
 
-def _has(second: float) -> Callable[[Pair], bool]:
-    return lambda patch: any(second - EXACT <= shown < second + NEAR for shown in patch)
+def _has(picture: float, second: float, near: float) -> Callable[[Pair], bool]:
+    """Whether a patch shows the `picture` that is on screen at a second, or one that comes soon after."""
+    return lambda patch: any(abs(shown - picture) < EXACT or 0 <= shown - second < near for shown in patch)
 
 
 def with_moments(plan: FramePlan, times: FrameTimes, seconds: Sequence[float]) -> FramePlan:
@@ -31,7 +37,8 @@ def with_moments(plan: FramePlan, times: FrameTimes, seconds: Sequence[float]) -
     for second in seconds:
         if not plan.clip.start <= second < plan.clip.end:
             continue
-        there = [index for index, patch in enumerate(patches) if _has(second)(patch)]
+        picture = float(on_screen(times.shown, second))
+        there = [index for index, patch in enumerate(patches) if _has(picture, second, NEAR)(patch)]
         free = [index for index in range(len(patches)) if index not in kept]
         if not there and free:
             nearest = min(free, key=lambda index: abs(sum(patches[index]) / 2 - second))
@@ -69,7 +76,7 @@ def plan_chosen(
 def _stamp(times: FrameTimes, second: float) -> float:
     """The start of the picture on screen; of a still that began long before, the second itself."""
     start = float(on_screen(times.shown, second))
-    return start if second - start <= NEAR else second
+    return start if second - start <= STILL else second
 
 
 def _rising(patches: Sequence[Pair]) -> list[Pair]:
@@ -80,5 +87,5 @@ def _rising(patches: Sequence[Pair]) -> list[Pair]:
             continue
         if rising and rising[-1][1] > first:
             rising[-1] = (rising[-1][0],) * 2
-        rising.append((first, second if second - first <= NEAR else first))
+        rising.append((first, second if second - first <= WIDEST else first))
     return rising

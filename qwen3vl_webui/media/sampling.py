@@ -14,12 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from qwen3vl_webui.errors import MediaError, TooLong
-from qwen3vl_webui.media.segments import Storyboard, choose_moments
+from qwen3vl_webui.media.segments import Storyboard, choose_moments, split_pairs
 from qwen3vl_webui.media.values import PATCH_SIDE, Clip, FramePlan
 
 CELL = PATCH_SIDE * PATCH_SIDE  # pixels under one visual token
 DEFAULT_FPS = 2.0  # what the model was trained with: neighbours half a second apart share a patch
 WIDEST_PAIR = 0.5  # seconds between the two frames of a patch; further apart they would blend into a false picture
+SHORT = 180.0  # seconds of a clip below which there is room for moments between those at which something changes
+SHORT_GAP = 2 / DEFAULT_FPS  # seconds between the moments of such a clip, where they all fit
 MOST_MOMENTS = 768  # temporal patches chosen when nobody asks for more
 LEGIBLE_SIDE = (
     640  # px, the longer one: the body text of a 1080p slide is still read; below it, drop moments rather than size
@@ -109,8 +111,9 @@ def plan_frames(
     Left alone, it takes two frames a second of a short clip and up to `MOST_MOMENTS` moments of a long one, and
     gives up, in this order: size down to `LEGIBLE_SIDE`, moments down to `FEW_MOMENTS`, size down to
     `SMALLEST_SIDE`, moments, size. An `fps` set by hand is kept, only size is given up; `most_moments` is a ceiling.
-    With a `storyboard` of the file, and no `fps`, the moments are those at which something has changed, each patch the
-    same picture twice; of a film, size goes down to `FILM_SIDE` before any moment.
+    With a `storyboard` of the file, and no `fps`, no patch shows two sides of a change, and what comes with one is
+    shown: a clip below `SHORT` seconds has these moments among its even ones, a longer one these alone, each the same
+    picture twice; of a film, size goes down to `FILM_SIDE` before any moment.
     Raises TooLong when the smallest such plan does not fit, MediaError when the clip shows no picture.
     """
     if not len(times.shown):
@@ -121,8 +124,15 @@ def plan_frames(
     def chosen(most: int) -> list[tuple[float, float]]:
         if storyboard is None or fps is not None:
             return choose(clip, times, DEFAULT_FPS if fps is None else fps, most)
-        moments = on_screen(times.shown, np.array(choose_moments(storyboard, clip.start, clip.end, most)))
-        return [(float(t), float(t)) for t in moments]
+        short = clip.duration < SHORT
+        if short:
+            even = choose(clip, times, DEFAULT_FPS, most)
+            apart = split_pairs(even, storyboard, clip.start, clip.end)
+            if len(apart) <= most:
+                pictures = on_screen_each(times.shown, np.array(apart))
+                return sorted({(float(first), float(second)) for first, second in pictures})
+        chosen_moments = choose_moments(storyboard, clip.start, clip.end, most, SHORT_GAP if short else None)
+        return [(float(t), float(t)) for t in on_screen(times.shown, np.array(chosen_moments))]
 
     patches = chosen(most)
     legible = FILM_SIDE if storyboard is not None and storyboard.film else LEGIBLE_SIDE
@@ -181,9 +191,15 @@ def choose(clip: Clip, times: FrameTimes, fps: float, most: int) -> list[tuple[f
 
 
 def on_screen(shown: np.ndarray, seconds: np.ndarray | float) -> np.ndarray:
-    """The start of the picture on screen at `seconds`: the last that is not later; the first where none is."""
-    found = np.searchsorted(shown, np.asarray(seconds) + 1e-6, side="right") - 1
-    return np.unique(shown[np.maximum(found, 0)]) if np.ndim(seconds) else shown[max(int(found), 0)]
+    """The start of the picture on screen at `seconds`: the last that is not later; the first where none is. Of several
+    seconds each picture once, rising."""
+    found = on_screen_each(shown, np.asarray(seconds))
+    return np.unique(found) if np.ndim(seconds) else found
+
+
+def on_screen_each(shown: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+    """The same for every one of `seconds`, in their shape."""
+    return shown[np.maximum(np.searchsorted(shown, seconds + 1e-6, side="right") - 1, 0)]
 
 
 def near_keyframes(clip: Clip, times: FrameTimes, moments: np.ndarray, spacing: float) -> np.ndarray:

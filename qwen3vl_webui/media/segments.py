@@ -16,6 +16,10 @@ BEFORE_CHANGE = 0.25  # seconds kept to the next change
 RESTLESS = 2.5  # times the usual packet, above which a picture is still on its way
 WIDEST_GAP = 30.0  # seconds without a moment, where nothing changes
 WIDEST_FILM_GAP = 5.0  # the same in a film, where something always does
+Pair = tuple[float, float]  # seconds of the two frames of a temporal patch
+LATE = (
+    0.5  # seconds: a change is known from the first picture that was looked at since, pictures between are passed over
+)
 COMPARED = 1000  # latest different pictures that a new one is compared with
 
 
@@ -124,12 +128,35 @@ def within(storyboard: Storyboard, start: float, end: float) -> list[Segment]:
     return cut
 
 
-def choose_moments(storyboard: Storyboard, start: float, end: float, most: int) -> list[float]:
+def choose_moments(
+    storyboard: Storyboard, start: float, end: float, most: int, widest: float | None = None
+) -> list[float]:
     """At most `most` seconds in [start, end), rising: one for each segment, the least of them merged where they are
-    too many; and more where nothing changes for long, as far as there is room."""
+    too many; and more where nothing changes for `widest` seconds, as far as there is room."""
     segments = merge(within(storyboard, start, end), most)
     chosen = sorted({segment.seconds for segment in segments})
-    return fill(chosen, start, end, most, WIDEST_FILM_GAP if storyboard.film else WIDEST_GAP)
+    return fill(chosen, start, end, most, widest or (WIDEST_FILM_GAP if storyboard.film else WIDEST_GAP))
+
+
+def split_pairs(patches: Sequence[Pair], storyboard: Storyboard, start: float, end: float) -> list[Pair]:
+    """Temporal patches of [start, end) of which none shows two segments: those that did become two, each the same
+    picture twice; and a segment that none shows has one of its own."""
+    segments = within(storyboard, start, end)
+    changes = np.array([segment.start for segment in segments])
+
+    def number(second: float) -> int:
+        return int(np.searchsorted(changes, second + 1e-6, side="right")) - 1
+
+    parted = [
+        patch
+        for first, second in patches
+        for patch in (
+            ((first, first), (second, second)) if number(first) < number(second + LATE) else ((first, second),)
+        )
+    ]
+    shown = {number(first) for first, _ in parted}
+    alone = [(one.seconds, one.seconds) for place, one in enumerate(segments) if place not in shown]
+    return sorted([*parted, *alone])
 
 
 def merge(segments: Sequence[Segment], most: int) -> list[Segment]:

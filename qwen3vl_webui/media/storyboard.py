@@ -30,13 +30,14 @@ from qwen3vl_webui.media.changes import (
     Packets,
     reading_mode,
 )
+from qwen3vl_webui.media.sampling import SHORT
 from qwen3vl_webui.media.segments import Assembly, Change, Segment, Storyboard
 from qwen3vl_webui.media.values import Clip
 from qwen3vl_webui.media.watching import watch_all, watch_keyframes
 
 RULES = 1  # a storyboard written by other rules is read anew
 KEPT = 32  # storyboards in memory; two hours of slides are 700 segments
-FROM = 180.0  # seconds of a clip from which its moments are chosen by what changes
+SOON = 2.0  # seconds in which a clip shorter than that is looked through, mostly in a fraction of one
 WORKERS = min(2, os.cpu_count() or 1)
 WORTH_HALVING = 1500.0  # seconds of film from which two workers help
 WORTH_SHOWING = 64  # messages after which the segments so far are given out
@@ -195,8 +196,8 @@ readings = Background("storyboard", KEPT, lambda sentence: Reading("failed", sen
 
 
 def pays(clip: Clip) -> bool:
-    """Whether a clip is long enough; of a shorter one evenly spaced moments see as much."""
-    return clip.duration >= FROM
+    """Whether a clip is so long that its moments are chosen by its storyboard alone."""
+    return clip.duration >= SHORT
 
 
 def begin(clip: Clip) -> None:
@@ -226,6 +227,16 @@ def wait(clip: Clip, seconds: float) -> Storyboard | None:
     """The storyboard as soon as it is there, at most `seconds` later; None when it is not."""
     begin(clip)
     readings.wait(clip.digest, seconds)
+    return find(clip)
+
+
+def at_hand(clip: Clip, patience: float) -> Storyboard | None:
+    """The storyboard by which a plan of `clip` is made: of a long video after `patience` seconds at most, of a short
+    one soon, of a short part of a long one where it has been read."""
+    if pays(clip):
+        return wait(clip, patience)
+    if video.scan_of(clip).end < SHORT:
+        return wait(clip, max(patience, SOON))
     return find(clip)
 
 

@@ -280,8 +280,8 @@ async def receive_body(request: Request, receiving: Receiving) -> Stored:
 
 
 def look_through(stored: Stored) -> None:
-    """Begins the storyboard of a long video, so that it is there when the question is written."""
-    if isinstance(stored.media, Clip) and storyboard.pays(stored.media):
+    """Begins the storyboard of a video, so that it is there when the question is written."""
+    if isinstance(stored.media, Clip):
         storyboard.begin(stored.media)
 
 

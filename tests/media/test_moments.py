@@ -37,6 +37,20 @@ def test_a_moment_already_near_changes_nothing() -> None:
     assert with_moments(plan, times(clip), [31.0, -1.0]) == plan
 
 
+def test_a_moment_between_two_pictures_of_the_plan_is_shown_itself() -> None:
+    clip = Clip(Path("short"), "short", 0.0, 30.0, 640, 360)
+    plan = plan_frames(clip, times(clip), budget=100_000, frame_pixels=PIXELS)
+    asked = with_moments(plan, times(clip), [6.64])  # between 6.5 and 7.0, where something may change
+    assert pytest.approx((6.64, 6.64)) in asked.patches and len(asked.patches) == len(plan.patches)
+
+
+def test_the_picture_on_screen_is_enough_however_long_it_has_been_there() -> None:
+    slow = FrameTimes(np.arange(0.0, 30.0, 2.0), np.array([0.0]))
+    clip = Clip(Path("slow"), "slow", 0.0, 30.0, 640, 360)
+    plan = plan_frames(clip, slow, budget=100_000, frame_pixels=PIXELS)
+    assert with_moments(plan, slow, [7.9]) == plan
+
+
 def test_two_moments_close_together_are_both_shown() -> None:
     plan = plan_frames(HOURS, times(HOURS), budget=2_000, frame_pixels=PIXELS)
     asked = with_moments(plan, times(HOURS), [2710.0, 2715.0, 2720.0])

@@ -1,14 +1,16 @@
 """Which moments of a storyboard a plan shows: finished slides survive, no patch straddles a change, gaps are filled."""
 
+from bisect import bisect_right
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen3vl_webui.errors import TooLong
 from qwen3vl_webui.media.changes import Packets
-from qwen3vl_webui.media.sampling import FrameTimes, plan_frames
+from qwen3vl_webui.media.sampling import SHORT, FrameTimes, plan_frames
 from qwen3vl_webui.media.segments import Segment, Storyboard, choose_moments, fill, merge, settled
 from qwen3vl_webui.media.values import Clip
 
@@ -33,6 +35,25 @@ def clip_of(duration: float) -> tuple[Clip, FrameTimes]:
     return Clip(Path("film.mp4"), "digest", 0.0, duration, 1920, 1080), FrameTimes(shown, shown[::50])
 
 
+def test_a_short_clip_is_seen_evenly_and_no_pair_of_frames_straddles_a_change() -> None:
+    clip, times = clip_of(12.0)
+    board = board_of([0.0, 3.3, 7.0, 7.6, 7.9], 12.0)
+    plan = plan_frames(clip, times, budget=100_000, frame_pixels=FRAME_PIXELS, storyboard=board)
+    assert [patch for patch in plan.patches if patch[0] < 3] == [(0.0, 0.5), (1.0, 1.5), (2.0, 2.5)]  # as without one
+    assert [patch for patch in plan.patches if 3 <= patch[0] < 4] == [(3.0, 3.0), (3.5, 3.5)]  # a change at 3.3
+    # something at 7.6 that no pair shows; and the change at 7.6 may have been before 7.5 already
+    assert [patch for patch in plan.patches if 7 <= patch[0] < 8] == [(7.0, 7.0), (7.5, 7.5), (7.7, 7.7)]
+
+
+@pytest.mark.parametrize("film", [False, True])
+def test_a_short_clip_with_more_changes_than_room_shows_what_changes(film: bool) -> None:
+    clip, times = clip_of(60.0)
+    board = board_of([float(second) * 1.5 for second in range(40)], 60.0, film=film)
+    plan = plan_frames(clip, times, budget=100_000, frame_pixels=FRAME_PIXELS, most_moments=42, storyboard=board)
+    seen = {int(first // 1.5) for first, _ in plan.patches}
+    assert seen == set(range(40)) and len(plan.patches) <= 42
+
+
 @st.composite
 def boards(draw):
     gaps = draw(st.lists(st.floats(0.7, 90), min_size=1, max_size=120))
@@ -53,9 +74,11 @@ def test_a_plan_fits_its_budget_and_never_straddles_a_change(board, budget, most
         return
     assert len(plan.patches) * (plan.tokens_per_patch + LABEL) <= budget
     assert 1 <= len(plan.patches) <= (most or 768)
-    assert all(first == second for first, second in plan.patches)
+    assert all(first == second for first, second in plan.patches) or clip.duration < SHORT
+    changes = [segment.start for segment in board.segments]
+    assert all(bisect_right(changes, first) == bisect_right(changes, second) for first, second in plan.patches)
     seconds = [first for first, _ in plan.patches]
-    assert seconds == sorted(set(seconds)) and set(seconds) <= set(times.shown.tolist())
+    assert seconds == sorted(set(seconds)) and set(plan.seconds) <= set(times.shown.tolist())
     assert plan_frames(clip, times, storyboard=board, **arguments) == plan
 
 

@@ -223,6 +223,18 @@ def test_it_is_read_once_in_the_background_and_kept_beside_the_file(lecture, tmp
     assert storyboard.wait(clip, 0) == board
 
 
+def test_a_short_clip_is_looked_through_at_once_and_a_part_of_a_long_one_when_the_whole_was(lecture, monkeypatch):
+    _, clip = lecture("screen.mp4")
+    storyboard.readings.close()
+    board = storyboard.at_hand(clip, 30)
+    assert board is not None and storyboard.reading(clip).state == "ready"
+    storyboard.readings.close()
+    monkeypatch.setattr(storyboard, "SHORT", clip.duration / 2)  # it counts as long now
+    part = clip.between(10.0, 20.0)
+    assert storyboard.at_hand(part, 30) is None and storyboard.reading(part).state == "none"
+    assert storyboard.at_hand(clip, 30) == storyboard.at_hand(part, 0) == board
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"rules": 0}', '{"rules": 1, "segments": [[1]], "seen": 1, "film": 0}'])
 def test_a_kept_one_that_cannot_be_read_is_made_again(lecture, tmp_path, content):
     clip = stored(lecture("dense.mp4")[1], tmp_path, "b" * 64)
