@@ -133,7 +133,7 @@ def absent_in(scene: Scene, random: Random, language: str) -> Exchange:
 
 
 def random_scene(width: int, height: int, level: Level, random: Random) -> Scene:
-    if level.things > 3 and random.random() < 0.3:
+    if level.things > 3 and random.random() < level.crowds:
         count = random.randint(2, level.things)
         pool = [any_name(random) for _ in range(random.randint(1, 3))]
         names = [random.choice(pool) for _ in range(count)]

@@ -104,7 +104,7 @@ THIRD = replace(
 )
 FOURTH = replace(
     THIRD,
-    kinds=shares(picture=2.5, text=10, pictures=0.6, video=6, document=1.4, nothing=0.05),  # a word costs few tokens
+    kinds=shares(picture=4, text=10, pictures=0.6, video=6, document=1.4, nothing=0.05),  # a word costs few tokens
     picture_pixels=(16_384, 65_536),  # letters of 10 px and more
     frame_pixels=(15_360, 24_576),  # what the product takes of most clips
     moments=(5, 44),
@@ -114,6 +114,7 @@ FOURTH = replace(
     branches=12,
     seconds=7200.0,
     parts=0.3,
+    crowds=0.6,
     words=0.75,
 )
 FIFTH = replace(

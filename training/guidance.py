@@ -11,7 +11,8 @@ head carries away does not depend on who asks; so each slot has a head, which lo
 whose output must look like the letter. And a word that is asked for is found letter by letter: those in the question,
 and again in the answer that names it, look at what shows them at the moment or on the page that is wanted, and then
 must tell its stamp as its picture does; where no word begins like this one they look at the first token of all. What
-the answer says after the word, it reads off these letters: its digits with a head for each place of the stamp.
+the answer says after the word, it reads off these letters: its digits with a head for each place of the stamp. So are
+the digits of a box read off the cell of its thing.
 
 Scenes are linked: where one begins, its cells must tell where the one before began, and where the same thing or word
 was last seen. An answer that lists moments goes on along these links: what comes after the stamp of an item must know
@@ -35,7 +36,8 @@ GUIDED_LAYERS = (3, 4)  # whose first head must look at the evidence
 LINKED_LAYER = 2  # after which a moment must know which one it comes after
 LINKING_HEADS = {FOLLOWS: 0, AGAIN: 2}  # of that layer: look at the earlier moment
 LETTER_LAYER, LETTER_HEADS = 4, (1, 3, 5, 7)  # look at the cells of letters, each with values of its own for its slot
-DIGIT_LAYER, DIGIT_HEADS = 5, (0, 1, 3, 5, 7)  # look at the letters that were found, each for a digit of their stamp
+DIGIT_LAYER, DIGIT_HEADS = 5, (0, 1, 3, 5, 7)  # look at what knows a stamp, each for a digit of it
+BOX_HEADS = (0, 1, 3, 5, 7, 2, 4, 6)  # of that layer: look at the cell of a thing, each for a digit of its box
 FINDING_HEADS = {2: (4, 7), 3: (5, 7)}  # by layer: look from a letter that is asked for at the same in what is shown
 NEXT_LAYER, NEXT_HEAD = 3, 3  # looks from the end of an item at the moment of the next
 TOLD_LAYER = 3  # after which the letters that were found must know the stamp of what shows them, and the end of an item
@@ -92,7 +94,7 @@ class Way:
     """How tokens are copied: a head for each kind of looker, and what it carries must look like what is written."""
 
     lookers: Lookers  # kinds count from 0
-    heads: tuple[int, ...]
+    heads: tuple[int, ...]  # of each kind; kinds may share one
     carried: Tensor  # [n, 4]: row, token that is looked at, kind, token to be written
     names: tuple[str, str]  # under which its looks and what it carries are watched
 
@@ -132,11 +134,11 @@ class Guidance:
         where = self.seeking.evidence.int().argmax(-1)  # the first of several
         self.found_digits = digits_of(batch.tenths[self.seeking.rows, where])  # absent where it is nowhere
         reading = lookers_of(batch.looks[kinds < FOUND], length)
-        placed = (kinds >= DIGIT) & (kinds < NEXT)
+        placed = (kinds >= DIGIT) & (kinds < NEXT)  # in a stamp or a box
         digits = lookers_of(batch.looks[placed] - kinds.new_tensor((0, 0, 0, DIGIT)), length)
         self.ways = {
             LETTER_LAYER: Way(reading, LETTER_HEADS, batch.letters, ("reads", "carries")),
-            DIGIT_LAYER: Way(digits, DIGIT_HEADS, written_by(digits, batch.targets), ("writes", "brings")),
+            DIGIT_LAYER: Way(digits, DIGIT_HEADS + BOX_HEADS, written_by(digits, batch.targets), ("writes", "brings")),
         }
         self.telling = lookers_of(batch.looks[kinds == TOLD], length)
         found_at = torch.zeros_like(batch.ids).index_put(
@@ -186,8 +188,9 @@ class Guidance:
         way = self.ways.get(number)
         if way and len(way.lookers.rows):
             right = []
-            for kind, head in enumerate(way.heads):
-                shares, mine = looks(head, way.lookers), way.lookers.kinds == kind
+            heads = torch.tensor(way.heads, device=self.device)[way.lookers.kinds]
+            for head in sorted(set(way.heads)):
+                shares, mine = looks(head, way.lookers), heads == head
                 on_it = share(shares[mine], way.lookers.evidence[mine])
                 elsewhere = share(shares[~mine], ~way.lookers.evidence[~mine])
                 self.losses.append(-(on_it.sum() + ELSEWHERE * elsewhere.sum()) / len(mine))
@@ -202,8 +205,9 @@ class Guidance:
         width = self.table.shape[1]
         names = F.rms_norm(self.table, (width,))
         right = []
-        for kind, head in enumerate(way.heads):
-            mine, group = kinds == kind, head // own.num_key_value_groups
+        heads = torch.tensor(way.heads, device=self.device)[kinds]
+        for head in sorted(set(way.heads)):
+            mine, group = heads == head, head // own.num_key_value_groups
             value = own.v_proj.weight[group * dim : (group + 1) * dim].to(normed.dtype)
             output = own.o_proj.weight[:, head * dim : (head + 1) * dim].to(normed.dtype)
             carried = F.linear(F.linear(normed[rows[mine], places[mine]], value), output).float()

@@ -50,6 +50,7 @@ class Level:
         ("refuse", 0.3),
     )
     things: int = 6  # most in one picture
+    crowds: float = 0.3  # how often a picture shows up to so many of few kinds
     picture_sizes: tuple[tuple[int, int], ...] = ()  # (width, height) to choose from; empty: any within the pixels
     frame_sizes: tuple[tuple[int, int], ...] = ()
     page_sizes: tuple[tuple[int, int], ...] = ()

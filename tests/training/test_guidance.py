@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from random import Random
 
 import pytest
 import torch
 
-from training.batches import DIGIT, FOUND, NEXT, NO_BOX, TOLD, Encoder, Row, pack, place_of
+from training.batches import BOX, DIGIT, FOUND, NEXT, NO_BOX, TOLD, Encoder, Row, pack, place_of
 from training.cases import make_case
 from training.exchanges import Moment
 from training.guidance import ABSENT_DIGIT, Guidance, build_probe, digits_of, digits_of_boxes
@@ -175,6 +176,19 @@ def test_what_follows_the_word_looks_at_the_letters_that_were_looked_for(kind: s
             assert re.search(f'{letters}["”]{re.escape(after)}', exchange.answer)
             assert exchange.skill == "absent" or after[-1].isdigit()
     assert told > 15
+
+
+def test_the_digits_of_a_box_are_read_off_the_cell_that_knows_them() -> None:
+    encoder = Encoder(build_tokenizer())
+    read = 0
+    for seed in range(12):
+        row = encoder.row(make_case("picture", replace(LEVEL, asked=(("where", 1.0),)), Random(seed)))
+        for writer, cell, kind in row.looks:
+            assert BOX <= kind < NEXT
+            read += 1
+            told = digits_of_boxes(torch.tensor([row.boxes[cell]]))[0]
+            assert spelled(encoder, row, [writer + 1]) == [str(int(told[kind - BOX]))]
+    assert read > 60
 
 
 def test_an_item_of_a_list_looks_for_the_next() -> None:
