@@ -172,6 +172,11 @@ class Eye:
         """Whether the whole picture moves, so that only cuts can be told."""
         return float(self.still.mean()) < FEWEST_STILL
 
+    @property
+    def is_calm(self) -> bool:
+        """Whether nothing moves anywhere but what changes: a screen, slides, a drawing."""
+        return bool((self.thresholds <= LEAST_CHANGE).all())
+
     def change(self, one: np.ndarray, other: np.ndarray, sensitivity: float = 1.0) -> float:
         """The share of the picture that changed, 0 where nothing did; thresholds are divided by `sensitivity`."""
         if self.is_film:

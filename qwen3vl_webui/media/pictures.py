@@ -169,7 +169,7 @@ def first_picture(file: BinaryIO) -> VideoFrame:
 
 
 def read_pictures(
-    file: BinaryIO, wanted: np.ndarray, starts: np.ndarray, width: int, height: int
+    file: BinaryIO, wanted: np.ndarray, starts: np.ndarray, width: int, height: int, threads: int
 ) -> Iterator[tuple[float, np.ndarray]]:
     """(seconds, pixels) for each picture of `wanted`, exact seconds of pictures of this file, rising.
 
@@ -179,7 +179,7 @@ def read_pictures(
     numbers = np.maximum(np.searchsorted(starts, wanted + EXACT, side="right") - 1, 0)
     with opening.open_container(file) as container:
         stream = opening.picture_stream(container)
-        set_threads(stream, 1 if (starts[numbers] == wanted).all() else THREADS)
+        set_threads(stream, 1 if (starts[numbers] == wanted).all() else threads)
         pictures, resize = Pictures(container, stream), Resize(width, height)
         for seconds, number in zip(wanted.tolist(), numbers.tolist(), strict=True):
             start = float(starts[number])

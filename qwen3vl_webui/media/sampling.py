@@ -22,6 +22,7 @@ DEFAULT_FPS = 2.0  # what the model was trained with: neighbours half a second a
 WIDEST_PAIR = 0.5  # seconds between the two frames of a patch; further apart they would blend into a false picture
 SHORT = 180.0  # seconds of a clip below which there is room for moments between those at which something changes
 SHORT_GAP = 2 / DEFAULT_FPS  # seconds between the moments of such a clip, where they all fit
+CALM_GAP = 4.0  # the same where nothing moves but what changes
 MOST_MOMENTS = 768  # temporal patches chosen when nobody asks for more
 LEGIBLE_SIDE = (
     640  # px, the longer one: the body text of a 1080p slide is still read; below it, drop moments rather than size
@@ -112,8 +113,8 @@ def plan_frames(
     gives up, in this order: size down to `LEGIBLE_SIDE`, moments down to `FEW_MOMENTS`, size down to
     `SMALLEST_SIDE`, moments, size. An `fps` set by hand is kept, only size is given up; `most_moments` is a ceiling.
     With a `storyboard` of the file, and no `fps`, no patch shows two sides of a change, and what comes with one is
-    shown: a clip below `SHORT` seconds has these moments among its even ones, a longer one these alone, each the same
-    picture twice; of a film, size goes down to `FILM_SIDE` before any moment.
+    shown: a clip below `SHORT` seconds in which something moves has these moments among its even ones, others these
+    alone, each the same picture twice; of a film, size goes down to `FILM_SIDE` before any moment.
     Raises TooLong when the smallest such plan does not fit, MediaError when the clip shows no picture.
     """
     if not len(times.shown):
@@ -125,6 +126,9 @@ def plan_frames(
         if storyboard is None or fps is not None:
             return choose(clip, times, DEFAULT_FPS if fps is None else fps, most)
         short = clip.duration < SHORT
+        if short and storyboard.calm:
+            moments = cheap_moments(choose_moments(storyboard, clip.start, clip.end, most, CALM_GAP), times, storyboard)
+            return [(float(t), float(t)) for t in on_screen(times.shown, moments)]
         if short:
             even = choose(clip, times, DEFAULT_FPS, most)
             apart = split_pairs(even, storyboard, clip.start, clip.end)
@@ -188,6 +192,18 @@ def choose(clip: Clip, times: FrameTimes, fps: float, most: int) -> list[tuple[f
     moments = on_screen(times.shown, moments)
     moments[1:-1] = near_keyframes(clip, times, moments[1:-1], max(step, (last - first) / (most - 1)))
     return [(float(t), float(t)) for t in np.unique(moments)]
+
+
+def cheap_moments(moments: Sequence[float], times: FrameTimes, storyboard: Storyboard) -> np.ndarray:
+    """Those that stand for no segment of a calm video moved to a keyframe of their segment, where one is near."""
+    seconds, keyframes = np.array(moments), times.keyframes
+    if not len(keyframes):
+        return seconds
+    nearest = keyframes[np.abs(keyframes[None] - seconds[:, None]).argmin(axis=1)]
+    starts = [segment.start for segment in storyboard.segments]
+    together = np.searchsorted(starts, nearest, side="right") == np.searchsorted(starts, seconds, side="right")
+    free = ~np.isin(seconds, [segment.seconds for segment in storyboard.segments])
+    return np.where(free & together & (np.abs(nearest - seconds) <= CALM_GAP / 2), nearest, seconds)
 
 
 def on_screen(shown: np.ndarray, seconds: np.ndarray | float) -> np.ndarray:

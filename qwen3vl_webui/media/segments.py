@@ -43,12 +43,13 @@ class Segment:
 class Storyboard:
     """What happens in a video, as far as it is read: segments one after another, from 0 to `seen` seconds.
 
-    In a `film` the whole picture moves, and segments are its shots.
+    In a `film` the whole picture moves, and segments are its shots; in a `calm` video nothing moves but what changes.
     """
 
     segments: tuple[Segment, ...]
     seen: float
     film: bool
+    calm: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +115,7 @@ class Assembly:
         """Up to now; what is not closed yet ends at `seen`."""
         open_end = self.start < seen
         last = [Segment(self.start, seen, settled(self.packets, self.start, seen), self.share)] if open_end else []
-        return Storyboard((*self.segments, *last), seen, self.eye.is_film)
+        return Storyboard((*self.segments, *last), seen, self.eye.is_film, self.eye.is_calm)
 
 
 def within(storyboard: Storyboard, start: float, end: float) -> list[Segment]:

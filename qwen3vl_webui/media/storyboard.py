@@ -5,20 +5,18 @@
 
 from __future__ import annotations
 
-import os
-import queue
-import threading
-from collections.abc import Generator, Iterator
-from contextlib import closing, suppress
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import astuple, dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from qwen3vl_webui.errors import MediaError, UserError
+from qwen3vl_webui.errors import MediaError
 from qwen3vl_webui.media import beside, sandbox, video
 from qwen3vl_webui.media import container as opening
+from qwen3vl_webui.media.ahead import WORKERS, Ahead
 from qwen3vl_webui.media.background import Background, State, Task
 from qwen3vl_webui.media.changes import (
     COLUMNS,
@@ -30,16 +28,17 @@ from qwen3vl_webui.media.changes import (
     Packets,
     reading_mode,
 )
+from qwen3vl_webui.media.pictures import THREADS
 from qwen3vl_webui.media.sampling import SHORT
 from qwen3vl_webui.media.segments import Assembly, Change, Segment, Storyboard
 from qwen3vl_webui.media.values import Clip
 from qwen3vl_webui.media.watching import watch_all, watch_keyframes
 
-RULES = 1  # a storyboard written by other rules is read anew
+RULES = 2  # a storyboard written by other rules is read anew
 KEPT = 32  # storyboards in memory; two hours of slides are 700 segments
 SOON = 2.0  # seconds in which a clip shorter than that is looked through, mostly in a fraction of one
-WORKERS = min(2, os.cpu_count() or 1)
-WORTH_HALVING = 1500.0  # seconds of film from which two workers help
+WORTH_HALVING = 30.0  # seconds of film from which two workers help
+MESSAGES_AHEAD = 1000  # of the second worker
 WORTH_SHOWING = 64  # messages after which the segments so far are given out
 FULL_HD = 1920 * 1080
 FRAME_COST, BYTE_COST = 1.6e-3, 1.1e-7  # CPU seconds to decode a picture of 1080p, and a byte of it
@@ -65,7 +64,7 @@ def read_storyboard(clip: Clip) -> Generator[Storyboard, None, None]:
     clip = replace(clip, start=0.0, end=scan.end)
     packets = Packets(scan.shown, scan.sizes, np.isin(scan.shown, scan.keyframes))
     seams, *parts = split(clip, scan, packets)
-    ahead = [Ahead(part) for part in parts[1:]]
+    ahead = [Ahead(part, MESSAGES_AHEAD) for part in parts[1:]]
     assembly: Assembly | None = None
     last: np.ndarray | None = None
     messages = 0
@@ -99,7 +98,7 @@ def read_storyboard(clip: Clip) -> Generator[Storyboard, None, None]:
         if assembly is None or last is None:
             raise MediaError(opening.DAMAGED)
         assembly.close(scan.end, last)
-        yield Storyboard(tuple(assembly.segments), scan.end, assembly.eye.is_film)
+        yield Storyboard(tuple(assembly.segments), scan.end, assembly.eye.is_film, assembly.eye.is_calm)
     finally:
         parts[0].close()
         for part in ahead:
@@ -144,50 +143,12 @@ def split(clip: Clip, scan: video.Scan, packets: Packets) -> tuple[list[float], 
     parts: list[Messages] = []
     for begin, end in zip(ends, ends[1:], strict=False):
         if mode == "linear":
-            part = sandbox.stream(watch_all, clip.path, *table, begin, end, not scan.seekable, limits=limits)
+            threads = THREADS if len(ends) == 2 else 1  # two parts are read side by side
+            part = sandbox.stream(watch_all, clip.path, *table, begin, end, not scan.seekable, threads, limits=limits)
         else:
             part = sandbox.stream(watch_keyframes, clip.path, *table, begin, end, refine, limits=limits)
         parts.append(part)
     return (ends[:-1], *parts)
-
-
-class Ahead:
-    """A stream that is read in a thread of its own, `ROOM` messages ahead at most."""
-
-    ROOM = 1000
-
-    def __init__(self, stream: Messages) -> None:
-        self.stream = stream
-        self.heard: queue.Queue[Any] = queue.Queue(self.ROOM)
-        self.closing = threading.Event()
-        self.thread = threading.Thread(target=self._read, name="storyboard-ahead", daemon=True)
-        self.thread.start()
-
-    def _read(self) -> None:
-        try:
-            with closing(self.stream):
-                for message in self.stream:
-                    if self.closing.is_set():
-                        return
-                    self._tell(message)
-            self._tell(None)
-        except UserError as error:
-            self._tell(error)
-
-    def _tell(self, message: Any) -> None:
-        while not self.closing.is_set():
-            with suppress(queue.Full):
-                return self.heard.put(message, timeout=0.5)
-
-    def __iter__(self) -> Iterator[Any]:
-        while (message := self.heard.get()) is not None:
-            if isinstance(message, UserError):
-                raise message
-            yield message
-
-    def close(self) -> None:
-        self.closing.set()
-        self.thread.join()
 
 
 # Kept for the house.
@@ -252,7 +213,7 @@ def _read(clip: Clip, task: Task[Reading]) -> Reading:
 
 def keep(clip: Clip, whole: Storyboard) -> None:
     segments = [astuple(segment) for segment in whole.segments]
-    record = {"rules": RULES, "seen": whole.seen, "film": whole.film, "segments": segments}
+    record = {"rules": RULES, "seen": whole.seen, "film": whole.film, "calm": whole.calm, "segments": segments}
     beside.keep(clip, "storyboard", record)
 
 
@@ -262,6 +223,6 @@ def load(clip: Clip) -> Storyboard | None:
         return None
     try:
         segments = tuple(Segment(*row) for row in record["segments"])
-        return Storyboard(segments, float(record["seen"]), bool(record["film"]))
+        return Storyboard(segments, float(record["seen"]), bool(record["film"]), bool(record["calm"]))
     except (ValueError, KeyError, TypeError):
         return None

@@ -69,9 +69,9 @@ LEFT_OUT |= {"hevc": "NONREF", "av1": "NONREF"}
 class Film:
     """One open video as probes: keyframes alone, or the pictures others refer to in a row."""
 
-    def __init__(self, container: Any, packets: Packets, starts: np.ndarray) -> None:
+    def __init__(self, container: Any, packets: Packets, starts: np.ndarray, threads: int = 1) -> None:
         stream = opening.picture_stream(container)
-        set_threads(stream, 1)
+        set_threads(stream, threads)
         self.codec = stream.codec_context.codec.canonical_name
         stream.codec_context.options = dict(stream.codec_context.options or {}) | {"skip_loop_filter": "all"}
         stream.codec_context.skip_frame = LEFT_OUT.get(self.codec, "DEFAULT")
@@ -322,6 +322,7 @@ def watch_all(
     begin: float,
     end: float,
     counted: bool,
+    threads: int,
 ) -> Iterator[Message]:
     """Changes in [begin, end) by one pass over the pictures others refer to.
 
@@ -329,7 +330,7 @@ def watch_all(
     """
     packets = Packets(shown, sizes, is_key)
     with opening.open_container(file) as container:
-        looks = Film(container, packets, starts).probes_in(begin, end, STEP, counted)
+        looks = Film(container, packets, starts, threads).probes_in(begin, end, STEP, counted)
         first = [probe for _, probe in itertools.islice(looks, LEARNING)]
     near, far = (deque(lagging(first, lag), maxlen=REMEMBERED) for lag in (1, LAG))
     eye = Eye.learn(near, far)
@@ -338,7 +339,7 @@ def watch_all(
         yield "last", None
         return
     with opening.open_container(file) as container:
-        film = Film(container, packets, starts)
+        film = Film(container, packets, starts, threads)
         watch, row = Watch(eye, first[0]), deque(first[:1], maxlen=LAG)
         for number, (seconds, probe, shots) in enumerate(film.looks(begin, end, counted), 1):
             before = watch.shown

@@ -1,6 +1,7 @@
 """Which moments of a storyboard a plan shows: finished slides survive, no patch straddles a change, gaps are filled."""
 
 from bisect import bisect_right
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,16 @@ def test_a_short_clip_is_seen_evenly_and_no_pair_of_frames_straddles_a_change() 
     assert [patch for patch in plan.patches if 3 <= patch[0] < 4] == [(3.0, 3.0), (3.5, 3.5)]  # a change at 3.3
     # something at 7.6 that no pair shows; and the change at 7.6 may have been before 7.5 already
     assert [patch for patch in plan.patches if 7 <= patch[0] < 8] == [(7.0, 7.0), (7.5, 7.5), (7.7, 7.7)]
+
+
+def test_of_a_short_clip_in_which_nothing_else_moves_little_more_than_its_changes_is_shown() -> None:
+    clip, times = clip_of(60.0)  # a keyframe every 5 seconds
+    board = replace(board_of([0.0, 13.0, 31.0], 60.0), calm=True)
+    plan = plan_frames(clip, times, budget=100_000, frame_pixels=FRAME_PIXELS, storyboard=board)
+    moments = [first for first, second in plan.patches if first == second]
+    assert len(moments) == len(plan.patches) <= 20 and max(np.diff([0.0, *moments, 60.0])) <= 6
+    assert {0.6, 13.6, 31.6} <= set(moments)
+    assert sum(moment % 5 == 0 for moment in moments) >= 8  # which are cheap to read
 
 
 @pytest.mark.parametrize("film", [False, True])

@@ -235,7 +235,7 @@ def test_a_short_clip_is_looked_through_at_once_and_a_part_of_a_long_one_when_th
     assert storyboard.at_hand(clip, 30) == storyboard.at_hand(part, 0) == board
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"rules": 0}', '{"rules": 1, "segments": [[1]], "seen": 1, "film": 0}'])
+@pytest.mark.parametrize("content", ["", "[]", '{"rules": 0}', '{"rules": 2, "segments": [[1]], "seen": 1, "film": 0}'])
 def test_a_kept_one_that_cannot_be_read_is_made_again(lecture, tmp_path, content):
     clip = stored(lecture("dense.mp4")[1], tmp_path, "b" * 64)
     storyboard.readings.close()

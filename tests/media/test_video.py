@@ -89,8 +89,28 @@ def test_every_picture_is_found_at_its_own_second(film, name):
     assert numbers_at(clip, times.shown) == list(range(len(seconds)))
 
 
+@pytest.fixture(params=["one process", "two processes"])
+def processes(request, monkeypatch) -> None:
+    """These clips are too short to be read by two."""
+    monkeypatch.setattr(video, "WORTH_HALVING", 0.0 if request.param == "two processes" else np.inf)
+    monkeypatch.setattr(video, "WORKERS", 2)
+
+
+def test_a_long_reading_is_halved_where_a_group_begins(film):
+    clip = probed(film("short_gop.mp4"))
+    shown = video.read_times(clip).shown
+    pictures = np.arange(len(shown))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(video, "WORTH_HALVING", 0.0)
+        patch.setattr(video, "WORKERS", 2)
+        first, second = video.side_by_side(plan_of(clip, shown), video.scan_of(clip), pictures)
+    assert (first.start, first.stop, second.stop) == (0, second.start, len(shown))
+    assert shown[second.start] in video.read_times(clip).keyframes
+    assert abs(second.start - len(shown) / 2) < len(shown) / 5
+
+
 @pytest.mark.parametrize("name", CLIPS)
-def test_keyframes_alone_sparse_pictures_and_mixtures_are_exact(film, name):
+def test_keyframes_alone_sparse_pictures_and_mixtures_are_exact(film, name, processes):
     clip = probed(film(name))
     times = video.read_times(clip)
     order = {float(t): n for n, t in enumerate(times.shown)}
@@ -244,7 +264,7 @@ def test_parts_joined_into_one_file_follow_each_other(film, folder):
 @pytest.mark.parametrize(
     "name", ["short_gop.mp4", "open_gop.mp4", "hevc.mp4", "no_b_frames.mkv", "vp9.webm", "mpeg4.mp4"]
 )
-def test_damage_never_shows_a_wrong_picture_under_a_true_stamp(film, folder, name):
+def test_damage_never_shows_a_wrong_picture_under_a_true_stamp(film, folder, name, processes):
     clip = probed(clips.damaged(film(name), folder / f"damaged_{name}", part=0.5))
     shown = video.read_times(clip).shown
     frames = list(video.read_frames(plan_of(clip, shown)))[::2]
@@ -300,7 +320,7 @@ def running_children() -> list[str]:
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="needs /proc")
-def test_closing_early_leaves_no_process(film):
+def test_closing_early_leaves_no_process(film, processes):
     clip = probed(film("short_gop.mp4"))
     frames = video.read_frames(plan_of(clip, video.read_times(clip).shown))
     next(frames)
