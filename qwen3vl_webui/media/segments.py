@@ -17,9 +17,7 @@ RESTLESS = 2.5  # times the usual packet, above which a picture is still on its 
 WIDEST_GAP = 30.0  # seconds without a moment, where nothing changes
 WIDEST_FILM_GAP = 5.0  # the same in a film, where something always does
 Pair = tuple[float, float]  # seconds of the two frames of a temporal patch
-LATE = (
-    0.5  # seconds: a change is known from the first picture that was looked at since, pictures between are passed over
-)
+LATE = 0.45  # seconds a change may have been before the picture from which it is known: some are passed over
 COMPARED = 1000  # latest different pictures that a new one is compared with
 
 

@@ -183,13 +183,14 @@ def test_on_a_phone_the_tools_fit_and_moments_can_be_dropped(visit, house):
     here.settled()
     here.page.locator("a.qv-cite").tap()
     here.sees_second(9)
+    moments = len(shown(house))
     here.page.locator(".qv-moment-x").first.tap()
     here.page.wait_for_selector(".qv-changed:visible")
     assert here.page.evaluate("document.querySelector('.qv-evidence-body').scrollWidth") <= 390
     here.page.locator(".qv-ask-again").tap()
     here.settled()
-    assert len(shown(house)) == 29
+    assert len(shown(house)) == moments - 1 >= 29
     here.page.locator("#qv-open-evidence").tap()
     here.page.locator(".qv-film [title='Look closer here']").tap()
-    here.page.wait_for_selector(".qv-changed:has-text('instead of 29')")
+    here.page.wait_for_selector(f".qv-changed:has-text('instead of {moments - 1}')")
     assert here.page.locator(".qv-new-moment").count() > 8  # it was at two frames a second: now at four
