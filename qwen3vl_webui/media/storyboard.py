@@ -37,7 +37,8 @@ from qwen3vl_webui.media.watching import watch_all, watch_keyframes
 RULES = 2  # a storyboard written by other rules is read anew
 KEPT = 32  # storyboards in memory; two hours of slides are 700 segments
 SOON = 2.0  # seconds in which a clip shorter than that is looked through, mostly in a fraction of one
-WORTH_HALVING = 30.0  # seconds of film from which two workers help
+WORTH_HALVING = 1500.0  # seconds of film from which two workers help; each learns anew what is usual
+AWAITED = 30.0  # seconds of a short clip from which they do: an answer waits for it
 MESSAGES_AHEAD = 1000  # of the second worker
 WORTH_SHOWING = 64  # messages after which the segments so far are given out
 FULL_HD = 1920 * 1080
@@ -137,7 +138,8 @@ def split(clip: Clip, scan: video.Scan, packets: Packets) -> tuple[list[float], 
         mode = "keyframes"
     ends = [0.0, scan.end]
     middle = int(np.searchsorted(scan.keyframes, scan.end / 2))
-    if WORKERS > 1 and scan.seekable and scan.end > WORTH_HALVING and 0 < middle < len(scan.keyframes):
+    worth = scan.end > WORTH_HALVING or AWAITED < scan.end < SHORT
+    if worth and WORKERS > 1 and scan.seekable and 0 < middle < len(scan.keyframes):
         ends.insert(1, float(scan.keyframes[middle]))
     table = (packets.shown, packets.sizes, packets.is_key, scan.starts)
     parts: list[Messages] = []
