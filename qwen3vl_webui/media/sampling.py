@@ -35,6 +35,9 @@ DEAR_READING = 60.0  # CPU seconds to decode every frame of a clip, above which 
 FRAME_COST = 1.6e-3  # CPU seconds to decode one 1080p frame
 KEYFRAME_REACH = 5.0  # seconds a moment of such a clip may move to reach a keyframe
 
+TOO_LATE = 1.0  # seconds after the first settled picture of a segment from which its keyframe names a wrong second
+DEAREST_EARLY = 2.0  # CPU seconds of decoding spent on such pictures in one plan
+
 DOCUMENT_SCALE = 2.0  # 144 dpi: pixels per point
 DOCUMENT_LONGEST = 1500  # px
 DOCUMENT_LEAST_TOKENS = 512  # per page: below it print is no longer read
@@ -126,17 +129,21 @@ def plan_frames(
         if storyboard is None or fps is not None:
             return choose(clip, times, DEFAULT_FPS if fps is None else fps, most)
         short = clip.duration < SHORT
-        if short and storyboard.calm:
-            moments = cheap_moments(choose_moments(storyboard, clip.start, clip.end, most, CALM_GAP), times, storyboard)
-            return [(float(t), float(t)) for t in on_screen(times.shown, moments)]
-        if short:
+        calm = (
+            storyboard.calm and clip.duration > storyboard.seen - WIDEST_PAIR
+        )  # a part is asked for to be seen densely
+        if short and not calm:
             even = choose(clip, times, DEFAULT_FPS, most)
             apart = split_pairs(even, storyboard, clip.start, clip.end)
             if len(apart) <= most:
                 pictures = on_screen_each(times.shown, np.array(apart))
                 return sorted({(float(first), float(second)) for first, second in pictures})
-        chosen_moments = choose_moments(storyboard, clip.start, clip.end, most, SHORT_GAP if short else None)
-        return [(float(t), float(t)) for t in on_screen(times.shown, np.array(chosen_moments))]
+        widest = None if not short else CALM_GAP if calm else SHORT_GAP
+        moments = np.array(choose_moments(storyboard, clip.start, clip.end, most, widest))
+        if short and calm:
+            moments = cheap_moments(moments, times, storyboard)
+        moments = early_moments(clip, on_screen(times.shown, moments), times, storyboard)
+        return [(float(t), float(t)) for t in moments]
 
     patches = chosen(most)
     legible = FILM_SIDE if storyboard is not None and storyboard.film else LEGIBLE_SIDE
@@ -194,16 +201,45 @@ def choose(clip: Clip, times: FrameTimes, fps: float, most: int) -> list[tuple[f
     return [(float(t), float(t)) for t in np.unique(moments)]
 
 
-def cheap_moments(moments: Sequence[float], times: FrameTimes, storyboard: Storyboard) -> np.ndarray:
+def cheap_moments(moments: np.ndarray, times: FrameTimes, storyboard: Storyboard) -> np.ndarray:
     """Those that stand for no segment of a calm video moved to a keyframe of their segment, where one is near."""
-    seconds, keyframes = np.array(moments), times.keyframes
+    keyframes = times.keyframes
     if not len(keyframes):
-        return seconds
-    nearest = keyframes[np.abs(keyframes[None] - seconds[:, None]).argmin(axis=1)]
+        return moments
+    nearest = keyframes[np.abs(keyframes[None] - moments[:, None]).argmin(axis=1)]
     starts = [segment.start for segment in storyboard.segments]
-    together = np.searchsorted(starts, nearest, side="right") == np.searchsorted(starts, seconds, side="right")
-    free = ~np.isin(seconds, [segment.seconds for segment in storyboard.segments])
-    return np.where(free & together & (np.abs(nearest - seconds) <= CALM_GAP / 2), nearest, seconds)
+    together = np.searchsorted(starts, nearest, side="right") == np.searchsorted(starts, moments, side="right")
+    free = ~np.isin(moments, [segment.seconds for segment in storyboard.segments])
+    return np.where(free & together & (np.abs(nearest - moments) <= CALM_GAP / 2), nearest, moments)
+
+
+def early_moments(clip: Clip, moments: np.ndarray, times: FrameTimes, storyboard: Storyboard) -> np.ndarray:
+    """`moments` that stand for a segment and are late in it moved to its first settled picture, so that an answer names
+    the second at which it came; the cheapest to decode first, as long as that is worth it."""
+    late = {
+        segment.seconds: segment.early
+        for segment in storyboard.segments
+        if segment.early is not None and segment.early >= clip.start and segment.seconds - segment.early > TOO_LATE
+    }
+    picture = FRAME_COST * clip.width * clip.height / (1920 * 1080)
+    prices: list[tuple[float, int]] = []
+    for number, second in enumerate(moments.tolist()):
+        if second in late:
+            first, key = np.searchsorted(times.shown, [late[second], key_before(times, late[second])])
+            prices.append((float(first - key) * picture, number))
+    moved, spent = moments.copy(), 0.0
+    for price, number in sorted(prices):
+        spent += price
+        if spent > DEAREST_EARLY:
+            break
+        moved[number] = late[float(moments[number])]
+    return np.unique(moved)
+
+
+def key_before(times: FrameTimes, second: float) -> float:
+    """The keyframe from which the picture at a second is decoded."""
+    number = int(np.searchsorted(times.keyframes, second + 1e-6, side="right")) - 1
+    return float(times.keyframes[number]) if number >= 0 else float(times.shown[0])
 
 
 def on_screen(shown: np.ndarray, seconds: np.ndarray | float) -> np.ndarray:

@@ -27,7 +27,7 @@ class Segment:
     one, which is cheap to read, else the first settled picture.
 
     `change` is the share of the picture, 0 to 1, that changed at `start`; `like` the number of an earlier segment
-    that showed the same.
+    that showed the same; `early` the first settled picture, where `seconds` is a later keyframe.
     """
 
     start: float
@@ -35,6 +35,7 @@ class Segment:
     seconds: float
     change: float
     like: int | None = None
+    early: float | None = None
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ class Change:
     before: np.ndarray | None
 
 
-def settled(packets: Packets, start: float, end: float) -> float:
-    """The second of the picture that stands for [start, end)."""
+def settled(packets: Packets, start: float, end: float) -> tuple[float, float]:
+    """The second of the picture that stands for [start, end), and of the first one that could."""
     latest = max(end - BEFORE_CHANGE, (start + end) / 2)
     near = slice(*np.searchsorted(packets.shown, [start - 8, start + LONGEST_SETTLE + 8]))
     times, sizes, is_key = packets.shown[near], packets.sizes[near], packets.is_key[near]
@@ -75,10 +76,11 @@ def settled(packets: Packets, start: float, end: float) -> float:
     earliest = min(max(start + SETTLE, calm + 0.1), latest)
     keyframes = packets.keyframes
     number = int(np.searchsorted(keyframes, earliest - 1e-6))
-    if number < len(keyframes) and keyframes[number] <= latest:
-        return float(keyframes[number])
     at = int(np.searchsorted(packets.shown, earliest + 1e-6, side="right")) - 1
-    return float(packets.shown[max(at, 0)])
+    first = float(packets.shown[max(at, 0)])
+    if number < len(keyframes) and keyframes[number] <= latest:
+        return float(keyframes[number]), first
+    return first, first
 
 
 class Assembly:
@@ -106,13 +108,13 @@ class Assembly:
             like = next((earlier for earlier, other in self.seen_before if not self.eye.change(other, probe)), None)
             if like is None and not self.eye.is_film:
                 self.seen_before = [*self.seen_before[-COMPARED + 1 :], (number, probe)]
-        moment = settled(self.packets, self.start, end)
-        self.segments.append(Segment(self.start, end, moment, self.share, None if self.eye.is_film else like))
+        moment, first = settled(self.packets, self.start, end)
+        self.segments.append(Segment(self.start, end, moment, self.share, None if self.eye.is_film else like, first))
 
     def storyboard(self, seen: float) -> Storyboard:
         """Up to now; what is not closed yet ends at `seen`."""
         open_end = self.start < seen
-        last = [Segment(self.start, seen, settled(self.packets, self.start, seen), self.share)] if open_end else []
+        last = [Segment(self.start, seen, settled(self.packets, self.start, seen)[0], self.share)] if open_end else []
         return Storyboard((*self.segments, *last), seen, self.eye.is_film, self.eye.is_calm)
 
 
@@ -123,7 +125,8 @@ def within(storyboard: Storyboard, start: float, end: float) -> list[Segment]:
         first, last = max(segment.start, start), min(segment.end, end)
         if first < last:
             seconds = min(max(segment.seconds, first), last)
-            cut.append(Segment(first, last, seconds, segment.change, segment.like))
+            early = None if segment.early is None else min(max(segment.early, first), seconds)
+            cut.append(Segment(first, last, seconds, segment.change, segment.like, early))
     return cut
 
 

@@ -56,6 +56,19 @@ def test_of_a_short_clip_in_which_nothing_else_moves_little_more_than_its_change
     assert sum(moment % 5 == 0 for moment in moments) >= 8  # which are cheap to read
 
 
+def test_a_segment_is_shown_by_its_first_settled_picture_where_that_is_not_dear() -> None:
+    segments = tuple(Segment(20.0 * n, 20.0 * n + 20, 20.0 * n + 15, 0.5, early=20.0 * n + 0.6) for n in range(30))
+    board = Storyboard(segments, 600.0, film=False)
+    for clip, early in ((clip_of(600.0)[0], False), (replace(clip_of(600.0)[0], width=320, height=180), True)):
+        shown = np.arange(600 * 60) / 60  # 36 pictures are decoded for every second segment, 1236 for the others
+        times = FrameTimes(shown, shown[:: 40 * 60])
+        plan = plan_frames(clip, times, budget=100_000, frame_pixels=FRAME_PIXELS, storyboard=board)
+        stamps = [first for first, _ in plan.patches]
+        brought = [second for second in stamps if abs(second % 20 - 0.6) < 0.02]
+        assert len(brought) + sum(second % 20 == 15 for second in stamps) == 30
+        assert len(brought) == (30 if early else 15)
+
+
 @pytest.mark.parametrize("film", [False, True])
 def test_a_short_clip_with_more_changes_than_room_shows_what_changes(film: bool) -> None:
     clip, times = clip_of(60.0)
@@ -170,16 +183,16 @@ def packets_of(seconds: float, keyframes: list[float], large: dict[float, int]) 
 
 def test_a_keyframe_stands_for_its_segment():
     packets = packets_of(40, [0.0, 8.0, 16.0, 24.0, 32.0], {})
-    assert settled(packets, 10.0, 30.0) == 16.0
-    assert settled(packets, 15.9, 30.0) == 24.0  # the first may still be a fade
+    assert settled(packets, 10.0, 30.0) == (16.0, 10.6)
+    assert settled(packets, 15.9, 30.0) == (24.0, 16.5)  # the first may still be a fade
 
 
 def test_without_a_keyframe_it_is_the_first_settled_picture():
     packets = packets_of(40, [0.0], {})
-    assert settled(packets, 10.0, 14.0) == 10.6
-    assert settled(packets, 10.0, 10.4) == 10.2  # a short one: its middle
+    assert settled(packets, 10.0, 14.0) == (10.6, 10.6)
+    assert settled(packets, 10.0, 10.4) == (10.2, 10.2)  # a short one: its middle
     slow = packets_of(40, [0.0], {second / 10: 4000 for second in range(100, 118)})
-    assert 11.7 < settled(slow, 10.0, 20.0) < 12.1  # a slow fade is waited for
+    assert 11.7 < settled(slow, 10.0, 20.0)[0] < 12.1  # a slow fade is waited for
 
 
 def test_of_a_film_of_equal_shots_every_part_keeps_a_moment() -> None:
