@@ -27,12 +27,13 @@ class Task(Generic[Known]):
 
     digest: str
     work: Callable[[Task[Known]], Known]
+    lane: str = ""
     stop: Callable[[], None] = lambda: None
 
 
 class Background(Generic[Known]):
-    """Its thread is there while there is work. All is known of videos that wait or are worked on, and of the `kept`
-    others that were asked for last.
+    """The work of a lane is done one after another, lanes beside each other; the thread of one is there while there is
+    work. All is known of videos that wait or are worked on, and of the `kept` others that were asked for last.
 
     `failed` makes of a sentence what is known of a video whose work failed; `broken` is the sentence of a failure that
     nobody foresaw.
@@ -43,7 +44,7 @@ class Background(Generic[Known]):
         self._changed = threading.Condition()
         self._known: OrderedDict[str, Known] = OrderedDict()  # by digest
         self._tasks: dict[str, Task[Known]] = {}  # by digest, in the order of their turns
-        self._worker: threading.Thread | None = None
+        self._workers: dict[str, threading.Thread] = {}  # by lane
 
     def known(self, digest: str) -> Known | None:
         with self._changed:
@@ -57,16 +58,17 @@ class Background(Generic[Known]):
             if digest not in self._tasks:
                 self._set(digest, known)
 
-    def begin(self, digest: str, waiting: Known, work: Callable[[Task[Known]], Known]) -> None:
+    def begin(self, digest: str, waiting: Known, work: Callable[[Task[Known]], Known], lane: str = "") -> None:
         """Has the work done in its turn, unless this video waits or is worked on."""
         with self._changed:
             if digest in self._tasks:
                 return
-            self._tasks[digest] = Task(digest, work)
+            self._tasks[digest] = Task(digest, work, lane)
             self._set(digest, waiting)
-            if self._worker is None:
-                self._worker = threading.Thread(target=self._work, name=self._name, daemon=True)
-                self._worker.start()
+            if lane not in self._workers:
+                name = "-".join(filter(None, (self._name, lane)))
+                self._workers[lane] = threading.Thread(target=self._work, args=(lane,), name=name, daemon=True)
+                self._workers[lane].start()
 
     def tell(self, task: Task[Known], known: Known) -> None:
         """How far the work is. Raises Cancelled, which the work lets through."""
@@ -92,16 +94,16 @@ class Background(Generic[Known]):
     def close(self) -> None:
         """Cancels all work, waits a while for its end, and forgets what is known."""
         with self._changed:
-            digests, worker = list(self._tasks), self._worker
+            digests, workers = list(self._tasks), list(self._workers.values())
         for digest in digests:
             self.cancel(digest)
-        if worker is not None:
+        for worker in workers:
             worker.join(10.0)
         with self._changed:
             self._known.clear()
 
-    def _work(self) -> None:
-        while (task := self._first()) is not None:
+    def _work(self, lane: str) -> None:
+        while (task := self._first(lane)) is not None:
             known: Known | None
             try:
                 known = task.work(task)
@@ -116,11 +118,11 @@ class Background(Generic[Known]):
                 if self._tasks.get(task.digest) is task:
                     self._end(task, known)
 
-    def _first(self) -> Task[Known] | None:
+    def _first(self, lane: str) -> Task[Known] | None:
         with self._changed:
-            task = next(iter(self._tasks.values()), None)
+            task = next((task for task in self._tasks.values() if task.lane == lane), None)
             if task is None:
-                self._worker = None
+                del self._workers[lane]
             return task
 
     def _end(self, task: Task[Known], known: Known | None) -> None:

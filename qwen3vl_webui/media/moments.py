@@ -11,9 +11,7 @@ from qwen3vl_webui.media.values import Clip, FramePlan
 
 WIDEST = 1.0  # seconds between two frames of a patch that a person chose
 STILL = 1.0  # seconds from which on a picture is called by the second that was asked for
-NEAR = (
-    0.25  # seconds: "at 0:47" is a picture from 47 on; one of 46.8 may be from before a change, one of 47.8 from after
-)
+NEAR = 0.25  # seconds: "at 0:47" is a picture from 47 on; that of 46.8 or 47.8 may be from before or after a change
 SEEN = 0.5  # the same for what was shown in an earlier turn: nearer is not worth showing it again
 EXACT = 0.02  # seconds: half a picture, for a clock that is written with two digits
 Pair = tuple[float, float]

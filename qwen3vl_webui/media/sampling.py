@@ -129,9 +129,8 @@ def plan_frames(
         if storyboard is None or fps is not None:
             return choose(clip, times, DEFAULT_FPS if fps is None else fps, most)
         short = clip.duration < SHORT
-        calm = (
-            storyboard.calm and clip.duration > storyboard.seen - WIDEST_PAIR
-        )  # a part is asked for to be seen densely
+        whole = clip.duration > storyboard.seen - WIDEST_PAIR  # a part is named to be seen densely
+        calm = storyboard.calm and whole
         if short and not calm:
             even = choose(clip, times, DEFAULT_FPS, most)
             apart = split_pairs(even, storyboard, clip.start, clip.end)

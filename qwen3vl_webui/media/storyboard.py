@@ -164,10 +164,11 @@ def pays(clip: Clip) -> bool:
 
 
 def begin(clip: Clip) -> None:
-    """Has the storyboard of the whole file read in the background, one file at a time, unless it is there already or
-    cannot be read."""
+    """Has the storyboard of the whole file read in the background, unless it is there already or cannot be read: one
+    long file at a time, and beside it one short one, for which an answer waits."""
     if find(clip) is None and reading(clip).state == "none":
-        readings.begin(clip.digest, Reading("making"), partial(_read, clip))
+        lane = "" if pays(clip) else "short"
+        readings.begin(clip.digest, Reading("making"), partial(_read, clip), lane)
 
 
 def find(clip: Clip) -> Storyboard | None:

@@ -51,6 +51,19 @@ def test_one_after_another_in_their_turns(background: Background[str]) -> None:
     assert background.known("b") == "two"
 
 
+def test_work_of_another_lane_waits_for_none_of_this(background: Background[str]) -> None:
+    long, short = Gated(background, "one"), Gated(background, "two")
+    background.begin("a", "waiting", long)
+    background.begin("b", "waiting", short, "short")
+    assert long.begun.wait(30) and short.begun.wait(30)
+    short.going_on.set()
+    background.wait("b", 30)
+    assert (background.known("a"), background.known("b")) == ("half", "two")
+    long.going_on.set()
+    background.wait("a", 30)
+    assert background.known("a") == "one"
+
+
 def test_what_is_cancelled_is_forgotten_and_the_next_goes_on(background: Background[str]) -> None:
     first, waiting, last = Gated(background), Gated(background), Gated(background)
     for digest, work in (("a", first), ("b", waiting), ("c", last)):
