@@ -29,8 +29,8 @@ FOUND = SLOTS  # the kind of a look that finds a letter asked for, beside those 
 TOLD = SLOTS + 1  # of a look from what tells a stamp, a page or that there is none to the letters that were looked for
 DIGIT = TOLD + 1  # and the kinds after it, one for each place of a stamp: of a look from what writes the digit there
 STAMP_PLACES = 5  # from thousands of seconds to tenths
-BOX = DIGIT + STAMP_PLACES  # and the kinds after it: from what writes the hundreds or tens of a box's four numbers
-BOX_PLACES = 8
+BOX = DIGIT + STAMP_PLACES  # and the kinds after it: from what writes the hundreds of a box's four numbers
+BOX_PLACES = 4
 NEXT = BOX + BOX_PLACES  # of a look from the end of a list's item at the moment of the next one
 FOLLOWS, AGAIN = range(2)  # how a moment is linked to an earlier one: as the next scene, or by the same thing in it
 STAMP = re.compile(r"\d+(?:\.\d)?")
@@ -182,10 +182,8 @@ class Encoder:
                 cell = row.shown.index(exchange.at + 1)
                 for number in range(4):
                     begin, end = corners.span(number + 1)
-                    if end - begin <= 3:  # a whole thousand is rare
-                        for at in range(begin, end - 1):
-                            kind = BOX + 2 * number + at - end + 3
-                            row.looks.append((written[at] - 1, cell, kind))
+                    if end - begin == 3:  # a whole thousand is rare
+                        row.looks.append((written[begin] - 1, cell, BOX + number))
 
     def _copied(self, row: Row, answer: str, written: Sequence[int], after: int, sources: Sequence[int]) -> None:
         """The stamp that comes next in the answer is copied from tokens that know it."""

@@ -12,7 +12,7 @@ whose output must look like the letter. And a word that is asked for is found le
 and again in the answer that names it, look at what shows them at the moment or on the page that is wanted, and then
 must tell its stamp as its picture does; where no word begins like this one they look at the first token of all. What
 the answer says after the word, it reads off these letters: its digits with a head for each place of the stamp. So are
-the digits of a box read off the cell of its thing.
+the hundreds of a box read off the cell of its thing.
 
 Scenes are linked: where one begins, its cells must tell where the one before began, and where the same thing or word
 was last seen. An answer that lists moments goes on along these links: what comes after the stamp of an item must know
@@ -37,7 +37,7 @@ LINKED_LAYER = 2  # after which a moment must know which one it comes after
 LINKING_HEADS = {FOLLOWS: 0, AGAIN: 2}  # of that layer: look at the earlier moment
 LETTER_LAYER, LETTER_HEADS = 4, (1, 3, 5, 7)  # look at the cells of letters, each with values of its own for its slot
 DIGIT_LAYER, DIGIT_HEADS = 5, (0, 1, 3, 5, 7)  # look at what knows a stamp, each for a digit of it
-BOX_HEADS = (0, 1, 3, 5, 7, 2, 4, 6)  # of that layer: look at the cell of a thing, each for a digit of its box
+BOX_HEADS = (0, 3, 7, 4)  # of that layer: look at the cell of a thing, each for a number of its box
 FINDING_HEADS = {2: (4, 7), 3: (5, 7)}  # by layer: look from a letter that is asked for at the same in what is shown
 NEXT_LAYER, NEXT_HEAD = 3, 3  # looks from the end of an item at the moment of the next
 TOLD_LAYER = 3  # after which the letters that were found must know the stamp of what shows them, and the end of an item

@@ -178,7 +178,7 @@ def test_what_follows_the_word_looks_at_the_letters_that_were_looked_for(kind: s
     assert told > 15
 
 
-def test_the_digits_of_a_box_are_read_off_the_cell_that_knows_them() -> None:
+def test_the_hundreds_of_a_box_are_read_off_the_cell_that_knows_them() -> None:
     encoder = Encoder(build_tokenizer())
     read = 0
     for seed in range(12):
@@ -187,8 +187,8 @@ def test_the_digits_of_a_box_are_read_off_the_cell_that_knows_them() -> None:
             assert BOX <= kind < NEXT
             read += 1
             told = digits_of_boxes(torch.tensor([row.boxes[cell]]))[0]
-            assert spelled(encoder, row, [writer + 1]) == [str(int(told[kind - BOX]))]
-    assert read > 60
+            assert spelled(encoder, row, [writer + 1]) == [str(int(told[2 * (kind - BOX)]))]
+    assert read > 40
 
 
 def test_an_item_of_a_list_looks_for_the_next() -> None:
