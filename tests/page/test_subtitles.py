@@ -142,7 +142,7 @@ def test_what_is_said_is_written_down_read_and_shown(visit, house, files, tmp_pa
     here.page.wait_for_selector(".qv-speech:has-text('speech model “small”')")
     here.page.click(".qv-speech button:has-text('Start')")
     here.page.wait_for_selector(".qv-speech[data-state=ready]:has-text('2 lines')")
-    here.page.click(".qv-moment >> nth=-2")
+    here.page.evaluate("document.querySelector('#qv-video').currentTime = 4.5")
     here.page.wait_for_function(f"({ACTIVE})().join() === 'tone 0.6'")
     here.page.keyboard.press("Control+Shift+O")
     here.page.wait_for_selector(".qv-welcome")
