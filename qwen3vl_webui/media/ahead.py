@@ -1,51 +1,81 @@
-"""Two parts of one file read side by side: the second in a thread of its own, some messages ahead of who takes them."""
+"""What one thread reads ahead while another is busy with what came before."""
 
 from __future__ import annotations
 
 import os
-import queue
 import threading
-from collections.abc import Generator, Iterator
-from contextlib import closing, suppress
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
+from typing import Generic, TypeVar
 
-from qwen3vl_webui.errors import UserError
+WORKERS = min(2, os.cpu_count() or 1)  # that read two parts of one file side by side
 
-WORKERS = min(2, os.cpu_count() or 1)
+Item = TypeVar("Item")
 
 
-class Ahead:
-    """A stream that is read at most `room` messages ahead. Its error is raised where the messages are taken."""
+def nothing_to_check() -> None:
+    """Lets the work go on."""
 
-    def __init__(self, stream: Generator[Any, None, None], room: int) -> None:
-        self.stream = stream
-        self.heard: queue.Queue[Any] = queue.Queue(room)
-        self.closing = threading.Event()
-        self.thread = threading.Thread(target=self._read, name="reading-ahead", daemon=True)
-        self.thread.start()
 
-    def _read(self) -> None:
-        try:
-            with closing(self.stream):
-                for message in self.stream:
-                    if self.closing.is_set():
-                        return
-                    self._tell(message)
-            self._tell(None)
-        except UserError as error:
-            self._tell(error)
+class Ahead(Generic[Item]):
+    """What `items` gives, up to `most` of it read by another thread while its taker is busy.
 
-    def _tell(self, message: Any) -> None:
-        while not self.closing.is_set():
-            with suppress(queue.Full):
-                return self.heard.put(message, timeout=0.5)
+    `check` is called in that thread between two items and may raise to stop; whatever is raised there comes out of
+    `next`. Closing waits until the thread has closed `items`.
+    """
 
-    def __iter__(self) -> Iterator[Any]:
-        while (message := self.heard.get()) is not None:
-            if isinstance(message, UserError):
-                raise message
-            yield message
+    def __init__(self, items: Iterable[Item], most: int, check: Callable[[], None] = nothing_to_check) -> None:
+        self._items, self._most, self._check = items, most, check
+        self._changed = threading.Condition()
+        self._read: deque[Item] = deque()
+        self._ended = self._closed = False
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="frames", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Ahead[Item]:
+        return self
+
+    def __next__(self) -> Item:
+        with self._changed:
+            self._changed.wait_for(lambda: self._read or self._ended)
+            if self._read:
+                self._changed.notify_all()
+                return self._read.popleft()
+            if self._error is not None:
+                raise self._error
+            raise StopIteration
 
     def close(self) -> None:
-        self.closing.set()
-        self.thread.join()
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            with closing(iter_closing(self._items)) as items:
+                for item in items:
+                    self._check()
+                    with self._changed:
+                        self._read.append(item)
+                        self._changed.notify_all()
+                        self._changed.wait_for(lambda: self._closed or len(self._read) < self._most)
+                        if self._closed:
+                            return
+        except BaseException as error:  # whatever a decoder throws is raised where its frames are waited for
+            self._error = error
+        finally:
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
+
+
+def iter_closing(items: Iterable[Item]) -> Generator[Item, None, None]:
+    """The same items; closing it closes them, where they can be."""
+    try:
+        yield from items
+    finally:
+        if isinstance(items, Generator):
+            items.close()

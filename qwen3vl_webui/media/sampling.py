@@ -220,12 +220,11 @@ def early_moments(clip: Clip, moments: np.ndarray, times: FrameTimes, storyboard
         for segment in storyboard.segments
         if segment.early is not None and segment.early >= clip.start and segment.seconds - segment.early > TOO_LATE
     }
-    picture = FRAME_COST * clip.width * clip.height / (1920 * 1080)
     prices: list[tuple[float, int]] = []
     for number, second in enumerate(moments.tolist()):
         if second in late:
             first, key = np.searchsorted(times.shown, [late[second], key_before(times, late[second])])
-            prices.append((float(first - key) * picture, number))
+            prices.append((decoding_cost(clip, int(first - key)), number))
     moved, spent = moments.copy(), 0.0
     for price, number in sorted(prices):
         spent += price
@@ -253,6 +252,11 @@ def on_screen_each(shown: np.ndarray, seconds: np.ndarray) -> np.ndarray:
     return shown[np.maximum(np.searchsorted(shown, seconds + 1e-6, side="right") - 1, 0)]
 
 
+def decoding_cost(clip: Clip, pictures: int) -> float:
+    """CPU seconds to decode so many pictures of a clip."""
+    return pictures * FRAME_COST * clip.width * clip.height / (1920 * 1080)
+
+
 def near_keyframes(clip: Clip, times: FrameTimes, moments: np.ndarray, spacing: float) -> np.ndarray:
     """`moments` moved to the nearest keyframe where that is near: a keyframe costs one frame to read, any other
     moment every frame since its keyframe."""
@@ -260,7 +264,7 @@ def near_keyframes(clip: Clip, times: FrameTimes, moments: np.ndarray, spacing: 
     if len(keyframes) < 2 or not len(moments):
         return moments
     gap = float(np.median(np.diff(keyframes)))
-    dear = len(times.shown) * FRAME_COST * clip.width * clip.height / (1920 * 1080) > DEAR_READING
+    dear = decoding_cost(clip, len(times.shown)) > DEAR_READING
     reach = max(spacing / 2, KEYFRAME_REACH if dear else 0.0)
     if spacing < gap and not dear:
         return moments

@@ -29,7 +29,7 @@ from qwen3vl_webui.media.changes import (
     reading_mode,
 )
 from qwen3vl_webui.media.pictures import THREADS
-from qwen3vl_webui.media.sampling import SHORT
+from qwen3vl_webui.media.sampling import SHORT, decoding_cost
 from qwen3vl_webui.media.segments import Assembly, Change, Segment, Storyboard
 from qwen3vl_webui.media.values import Clip
 from qwen3vl_webui.media.watching import watch_all, watch_keyframes
@@ -41,8 +41,7 @@ WORTH_HALVING = 1500.0  # seconds of film from which two workers help; each lear
 AWAITED = 30.0  # seconds of a short clip from which they do: an answer waits for it
 MESSAGES_AHEAD = 1000  # of the second worker
 WORTH_SHOWING = 64  # messages after which the segments so far are given out
-FULL_HD = 1920 * 1080
-FRAME_COST, BYTE_COST = 1.6e-3, 1.1e-7  # CPU seconds to decode a picture of 1080p, and a byte of it
+BYTE_COST = 1.1e-7  # CPU seconds to decode a byte of a video, beside its pictures
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ Messages = Generator[Any, None, None]
 def split(clip: Clip, scan: video.Scan, packets: Packets) -> tuple[list[float], *tuple[Messages, ...]]:
     """The seconds at which the parts that are read side by side begin, and their messages. Nothing is read yet."""
     mode, limits = reading_mode(packets), video.reading_limits(clip)
-    every_picture = len(scan.shown) * FRAME_COST * clip.width * clip.height / FULL_HD + scan.sizes.sum() * BYTE_COST
+    every_picture = decoding_cost(clip, len(scan.shown)) + scan.sizes.sum() * BYTE_COST
     refine = every_picture < limits.cpu_seconds
     if not scan.seekable:
         mode = "linear"

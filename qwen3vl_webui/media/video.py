@@ -24,7 +24,7 @@ from qwen3vl_webui.media import container as opening
 from qwen3vl_webui.media import sandbox
 from qwen3vl_webui.media.ahead import WORKERS, Ahead
 from qwen3vl_webui.media.pictures import EXACT, THREADS, count_pictures, first_picture, read_pictures
-from qwen3vl_webui.media.sampling import FRAME_COST, FrameTimes
+from qwen3vl_webui.media.sampling import FrameTimes, decoding_cost
 from qwen3vl_webui.media.values import Clip, Frame, FramePlan
 
 SCAN_LIMITS = sandbox.Limits(cpu_seconds=120, wall_seconds=600.0)  # 8 GB from a slow disk
@@ -134,7 +134,7 @@ def side_by_side(plan: FramePlan, scan: Scan, pictures: np.ndarray) -> list[slic
     begins = np.searchsorted(scan.shown, scan.starts[groups] - EXACT)
     reached = np.concatenate([[-1], pictures[:-1]])
     work = np.cumsum(pictures - np.maximum(begins, reached))  # pictures that are decoded on the way
-    cost = float(work[-1]) * FRAME_COST * plan.clip.width * plan.clip.height / (1920 * 1080)
+    cost = decoding_cost(plan.clip, int(work[-1]))
     borders = np.flatnonzero(np.diff(groups)) + 1
     if WORKERS < 2 or cost < WORTH_HALVING or not len(borders):
         return [slice(0, len(pictures))]
@@ -144,7 +144,7 @@ def side_by_side(plan: FramePlan, scan: Scan, pictures: np.ndarray) -> list[slic
 
 def joined(streams: Sequence[Pictures], parts: Sequence[slice], room: int) -> Pictures:
     """What the streams yield, one after another, the later ones read ahead meanwhile; it ends where a part is short."""
-    sources: list[Pictures | Ahead] = [streams[0], *(Ahead(stream, room) for stream in streams[1:])]
+    sources: list[Pictures | Ahead[Any]] = [streams[0], *(Ahead(stream, room) for stream in streams[1:])]
     try:
         for source, part in zip(sources, parts, strict=True):
             left = part.stop - part.start

@@ -16,11 +16,12 @@ from transformers import AutoModelForImageTextToText
 
 from qwen3vl_webui.engine.contract import Message
 from qwen3vl_webui.errors import MediaError
+from qwen3vl_webui.media.ahead import Ahead
 from qwen3vl_webui.media.values import Clip, Frame, FramePlan, Image
 from qwen3vl_webui.model.inputs import VisualSpan, encode, frame_patches, image_patches
 from qwen3vl_webui.model.loading import LoadedModel, load
 from qwen3vl_webui.model.snapshots import Snapshots
-from qwen3vl_webui.model.vision import MOST_SPANS, Ahead, FeatureCache, Vision, nothing_to_check
+from qwen3vl_webui.model.vision import MOST_SPANS, FeatureCache, Vision
 from tests.tiny import tiny_checkpoint
 
 
@@ -210,7 +211,7 @@ def test_what_a_decoder_raises_comes_out_after_what_it_gave() -> None:
         yield from range(3)
         raise MediaError("The file is damaged.")
 
-    ahead = Ahead(frames(), 10, nothing_to_check)
+    ahead = Ahead(frames(), 10)
     assert [next(ahead) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(MediaError, match="damaged"):
         next(ahead)
