@@ -10,6 +10,8 @@ from qwen3vl_webui.times import find_span, find_times
 
 MOST_SPANS = 4  # a text with more ranges is a transcript or a list, not a question about parts
 MOST_CLOCKS = 8
+SOON = 0.25  # seconds: what comes on the screen that soon after a moment is what a person who names it means
+EXACT = 0.06  # seconds: a stamp is written to the tenth
 WHOLE = 0.5  # seconds: a span that leaves out less than that is the whole video
 Span = tuple[float, float]
 
@@ -19,6 +21,7 @@ _EXAMPLE = re.compile(
     r"[^;。；\n?？!！]{0,80}",
     re.IGNORECASE,
 )
+_POINTER = re.compile(r" \(<[\d.]+ seconds>(?:, <[\d.]+ seconds>)*\)$")
 _NUMBERED = r"\b(?:video|clip|film|movie) ?{n}\b(?!:)|视频 ?{n}(?![\d:：分秒])|第 ?(?:{n}|{han}) ?[个個段]视频"
 _CLOCK = re.compile(r"\d[:：]\d\d(?!\d)|\d秒|\d ?s\b")
 _HAN = "一二三四五六七八九"
@@ -52,6 +55,28 @@ def find_focus(question: str, duration: float) -> Focus:
     if spans:  # the edge of a span ("after 12:30") is no moment of its own
         moments = {second for second in moments if any(start < second < end for start, end in spans)}
     return Focus(spans, tuple(sorted(moments)))
+
+
+def on_screen(second: float, patches: Sequence[Span]) -> int:
+    """Which of the temporal patches, each the seconds of its two frames, in order, shows the picture of a second."""
+    for index, patch in enumerate(patches):
+        if any(abs(frame - second) < EXACT for frame in patch):
+            return index
+    return max(0, sum(first < second + SOON for first, _ in patches) - 1)
+
+
+def pointer(question: str, patches: Sequence[Span], duration: float) -> str:
+    """What is written behind a question that names moments of a video: the labels of what is on screen then, as they
+    stand before the pictures. A model need not turn minutes into seconds; where nothing is shown it gets the second.
+    """
+    moments = find_focus(question, duration).moments
+    shown = [patches[on_screen(second, patches)] if patches else (second, second) for second in moments]
+    labels = dict.fromkeys(f"<{(first + last) / 2:.1f} seconds>" for first, last in shown)
+    return f" ({', '.join(labels)})" if labels else ""
+
+
+def without_pointer(question: str) -> str:
+    return _POINTER.sub("", question)
 
 
 def video_of(subtitles: str, names: Sequence[str]) -> int | None:

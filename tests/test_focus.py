@@ -2,7 +2,7 @@
 
 import pytest
 
-from qwen3vl_webui.focus import Focus, around, find_focus, named_videos
+from qwen3vl_webui.focus import Focus, around, find_focus, named_videos, pointer, without_pointer
 
 TWO_HOURS = 7200.0
 
@@ -41,6 +41,29 @@ def test_a_pasted_transcript_narrows_nothing():
 def test_a_span_that_is_the_whole_video_narrows_nothing():
     assert find_focus("the last ten minutes", 300) == Focus()
     assert find_focus("from 0:00 to 5:00", 300.2) == Focus()
+
+
+PATCHES = [(0.0, 0.0), (59.5, 60.5), (99.6, 99.6), (100.2, 100.2), (367.6, 367.6)]
+POINTERS = [
+    ("What is shown at 06:08?", " (<367.6 seconds>)"),
+    ("What appears at 1 minute 40 seconds?", " (<100.2 seconds>)"),  # a change just after is meant
+    ("What is shown at 99.6 seconds?", " (<99.6 seconds>)"),  # unless it is named to the tenth
+    ("第59秒和第2分钟10秒有什么？", " (<0.0 seconds>, <100.2 seconds>)"),
+    ("At 0:02 and at 0:03?", " (<0.0 seconds>)"),
+    ("What happens between 01:00 and 02:00?", ""),
+    ("When does the red circle appear?", ""),
+    ("What is shown at 3:00:00?", ""),  # the video ends before
+]
+
+
+@pytest.mark.parametrize("question, behind", POINTERS, ids=[row[0] for row in POINTERS])
+def test_moments_in_words_point_at_what_is_on_the_screen_then(question, behind):
+    assert pointer(question, PATCHES, 400.0) == behind
+    assert without_pointer(question + behind) == question
+
+
+def test_until_it_is_known_what_is_shown_a_moment_points_at_itself():
+    assert pointer("What is at 01:02:03?", [], TWO_HOURS) == " (<3723.0 seconds>)"
 
 
 def test_spans_around_moments_are_cut_to_the_video_and_joined():

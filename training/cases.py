@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from random import Random
 
 from training import questions as q
@@ -22,9 +23,11 @@ from training.exchanges import (
     branches_of,
     called,
     called_text,
+    cell_of_middle,
     cell_of_thing,
     cells_of_letters,
     letters_of,
+    mentions,
     misses,
     other_name,
     other_text,
@@ -34,7 +37,7 @@ from training.exchanges import (
     shown_by,
 )
 from training.level import Level, page_size, picture_size, printed
-from training.scenes import Scene, any_name, draw_lines, draw_text, draw_things
+from training.scenes import Scene, any_name, draw_lines, draw_text, draw_things, odd
 
 
 def reading(scene: Scene, random: Random, language: str) -> Exchange:
@@ -65,7 +68,8 @@ def picture_exchange(scene: Scene, level: Level, random: Random, language: str) 
     skill = random.choices(skills, weights)[0]
     if skill == "name" and distinct and 1 <= len(names) <= 3:
         told = [(q.thing(*name, language), cell_of_thing(scene, name)) for name in names]
-        return shown_by(ask("name", random, language, q.name_answer(names, language)), told)
+        named = shown_by(ask("name", random, language, q.name_answer(names, language)), told)
+        return mentions(named, [(0, [(name, cell_of_thing(scene, name)) for name in names])])
     if skill == "colour":
         shapes = [shape for _, shape in names]
         single = [name for name in names if shapes.count(name[1]) == 1]
@@ -97,11 +101,13 @@ def picture_exchange(scene: Scene, level: Level, random: Random, language: str) 
             shape = ""
         elif kind < 0.55:
             colour, shape = "", ""
-        number = sum((not colour or a == colour) and (not shape or b == shape) for a, b in names)
         word = q.thing(colour, shape, language, plural=True)
         if language == "zh" and shape and random.random() < 0.3:
             word = (q.COLOURS[colour][0] if colour else "") + random.choice(q.SHAPES[shape][1])
-        return ask("count", random, language, q.count_answer(number, colour, shape, language), things=word)
+        counted = [one for one in things if (not colour or one.colour == colour) and (not shape or one.shape == shape)]
+        answer = q.count_answer(len(counted), colour, shape, language)
+        cells = tuple(sorted({cell_of_middle(scene, one.box) for one in counted}))
+        return replace(ask("count", random, language, answer, things=word), counted=cells)
     if skill == "where":
         alone = [one for one in things if names.count(one.name) == 1]
         if alone:
@@ -125,11 +131,19 @@ def absent_in(scene: Scene, random: Random, language: str) -> Exchange:
         exchange = ask("where", random, language, answer, thing=what)
     elif skill == "count":
         things = what if language == "zh" else q.thing(*name, language, plural=True)
-        exchange = ask("count", random, language, answer, things=things)
+        exchange = replace(ask("count", random, language, answer, things=things), counted=())
     else:
         colour, shape = name if language == "en" else (q.COLOURS[name[0]][0], random.choice(q.SHAPES[name[1]][1]))
         exchange = ask("is", random, language, answer, colour=colour, shape=shape)
-    return Exchange("absent", language, exchange.question, exchange.answer)
+    return replace(exchange, skill="absent")
+
+
+def odd_exchange(scene: Scene, random: Random, language: str) -> Exchange:
+    """Of a picture of nothing it knows it says so, and what it can do where it is asked what there is."""
+    if random.random() < 0.6:
+        return absent_in(scene, random, language)
+    exchange = ask(random.choice(("name", "read")), random, language, q.REFUSAL[language])
+    return replace(exchange, skill="refuse")
 
 
 def random_scene(width: int, height: int, level: Level, random: Random) -> Scene:
@@ -149,6 +163,9 @@ def random_scene(width: int, height: int, level: Level, random: Random) -> Scene
 
 def picture_case(level: Level, random: Random) -> Case:
     width, height = picture_size(level, random)
+    if random.random() < level.odd:
+        scene = odd(width, height, random, wear=level.wear)
+        return Case((Still(scene.pixels, alone=True),), branches_of(partial(odd_exchange, scene), level, random))
     scene = random_scene(width, height, level, random)
     branches = branches_of(lambda r, language: picture_exchange(scene, level, r, language), level, random)
     return Case((Still(scene.pixels, alone=True, boxes=boxes_of(scene)),), branches)
@@ -199,7 +216,10 @@ def pictures_case(level: Level, random: Random) -> Case:
                 )
         if kind < 0.85:
             names = [one.name for one in scenes[number - 1].things]
-            return ask("picture_shows", random, language, q.name_answer(names, language), at=number - 1, number=number)
+            answer = q.name_answer(names, language)
+            shows = ask("picture_shows", random, language, answer, at=number - 1, number=number)
+            cells = [(name, cell_of_thing(scenes[number - 1], name)) for name in names]
+            return mentions(shows, [(2 * number - 1, cells)])  # a label stands before each picture
         if kind < 0.97:
             name = other_name(everything, random)
             answer = q.absent_answer(q.thing(*name, language), language)
@@ -242,15 +262,19 @@ def document_case(level: Level, random: Random) -> Case:
         kind = random.random()
         number = random.randrange(len(said[index]))
         text = said[index][number]
-        if kind < 0.65 and everything.count(text.lower()) == 1:
+        if kind < 0.55 and everything.count(text.lower()) == 1:
             asked = called_text(text, language, random, with_word=random.random() < 0.4)
             answer = q.page_answer(text, first + index, language)
             page = ask("page", random, language, answer, at=index, text=asked)
             return seeks(page, asked, text, [spots[index][number]])
         if kind < 0.8:
-            answer = q.page_says_answer(" ".join(said[index]), first + index, language)
+            everything_said = " ".join(said[index])
+            answer = q.page_says_answer(everything_said, first + index, language)
             says = ask("page_says", random, language, answer, at=index, page=first + index)
-            return says if layered else reads(says, [(text, *spots[index][0])])
+            part, letters = spots[index][0]
+            if layered:  # after a line break, as the text layer stands in the context
+                letters = range(1, 1 + len(everything_said))
+            return reads(says, [(everything_said, part, letters)])
         if kind < 0.97:
             text = other_text([text for texts in said for text in texts], random, 8)
             asked = called_text(text, language, random, with_word=random.random() < 0.4)

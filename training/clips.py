@@ -10,6 +10,7 @@ from random import Random
 
 import numpy as np
 
+from qwen3vl_webui.focus import on_screen, pointer
 from training import questions as q
 from training.exchanges import (
     Case,
@@ -22,6 +23,7 @@ from training.exchanges import (
     cell_of_thing,
     cells_of_letters,
     letters_of,
+    mentions,
     misses,
     other_name,
     other_text,
@@ -31,11 +33,12 @@ from training.exchanges import (
     shown_by,
 )
 from training.level import Level, frame_size, printed
-from training.scenes import any_name, draw_text, draw_things, empty
+from training.scenes import any_name, draw_text, draw_things, empty, odd
 
 MOST_TOLD = 8  # scenes in one answer
+POINTED = 0.9  # how often a question has behind it what the product writes there
 HALF = 0.5  # seconds for which a scene must be seen in a span to be part of it
-PART_MOMENTS = (2, 12)  # of a clip that is all that is shown of a longer one, because the question names its span
+PART_MOMENTS = (2, 32)  # of a clip that is all that is shown of a longer one, because the question names its span
 PART_ASKED = (("span", 5.0), ("timeline", 3.0), ("all_times", 1.0), ("what_at", 1.0), ("when", 1.0))
 
 
@@ -66,7 +69,13 @@ class Event:
     last: float
     things: tuple[tuple[str, str], ...] = ()
     text: str = ""
-    cells: tuple[int, ...] = ()  # of the text's letters
+    cells: tuple[int, ...] = ()  # of the text's letters, or of the things
+    is_odd: bool = False  # something that has no name
+
+    @property
+    def named(self) -> list[tuple[tuple[str, str], int]]:
+        """Its things and their cells."""
+        return list(zip(self.things, self.cells, strict=False))
 
     @property
     def keys(self) -> tuple[tuple[str, str] | str, ...]:
@@ -115,6 +124,7 @@ def video_case(level: Level, random: Random) -> Case:
     times = stamps(count, level.seconds, random)
     runs = random.random() < level.runs
     words = random.random() < level.words
+    all_odd = random.random() < level.odd
     plain = random.random() < 0.6  # one background light for the whole clip, as in a recording
     events: list[Event] = []
     moments: list[Moment] = []
@@ -129,7 +139,10 @@ def video_case(level: Level, random: Random) -> Case:
             stay = min(count - i, random.choice((1, 2, 2, 3, 4, 5, random.randint(1, 12))))
         previous = events[-1] if events else None
         kind = random.random()
-        if kind < 0.12 and not (previous and previous.is_empty):
+        if all_odd or kind < level.odd:
+            event = Event(times[i], times[i + stay - 1], is_odd=True)
+            scene = odd(width, height, random, wear=level.wear)
+        elif kind < 0.12 and not (previous and previous.is_empty):
             event = Event(times[i], times[i + stay - 1])
             scene = empty(width, height, random, wear=level.wear)
         elif words and kind < 0.6:
@@ -154,9 +167,10 @@ def video_case(level: Level, random: Random) -> Case:
             if not names:
                 continue
             repeated.extend(names)
-            event = Event(times[i], times[i + stay - 1], things=tuple(names))
-        again: tuple[tuple[int, float | None], ...] = tuple((cell, last_seen.get(event.text)) for cell in event.cells)
-        again += tuple((cell_of_thing(scene, name), last_seen.get(name)) for name in event.things)
+            cells = tuple(cell_of_thing(scene, name) for name in names)
+            event = Event(times[i], times[i + stay - 1], things=tuple(names), cells=cells)
+        keys: Sequence[tuple[str, str] | str] = event.things or (event.text,) * len(event.cells)
+        again = tuple((cell, last_seen.get(key)) for key, cell in zip(keys, event.cells, strict=True))
         for k in range(stay):
             pixels = scene.pixels
             if k == 0 and runs and moments and random.random() < level.fades:
@@ -195,6 +209,7 @@ def video_case(level: Level, random: Random) -> Case:
         answer = q.moments_answer([(times[index], event.told(language)) for index, event in told], language)
         exchange = ask(skill, random, language, answer, -1, **fields)
         exchange = reads(exchange, [(event.text, index, event.cells) for index, event in told if event.text])
+        exchange = mentions(exchange, [(index, event.named) for index, event in told if event.things])
         items = [item.rstrip('."。”') for item in answer.split("; " if language == "en" else "；")]
         return shown_by(exchange, [(item, index) for item, (index, _) in zip(items, told, strict=True)], items=True)
 
@@ -223,6 +238,8 @@ def video_case(level: Level, random: Random) -> Case:
     def make(random: Random, language: str) -> Exchange:
         skills, weights = zip(*(PART_ASKED if part else level.asked_of_clips), strict=True)
         skill = random.choices(skills, weights)[0]
+        if all_odd and random.random() < 0.8:
+            skill = "absent"
         if skill == "when" and seen:
             key = random.choice(list(seen))
             if len(seen[key]) == 1 or random.random() < 0.3:
@@ -260,21 +277,30 @@ def video_case(level: Level, random: Random) -> Case:
                 return told_all
         if skill == "timeline" and (told_all := tell("timeline", language, 0, count - 1)):
             return told_all
-        if skill == "refuse":
+        known = [index for index in range(count) if not events[which[index]].is_odd]
+        if skill == "refuse" or not known:
             return refusal(random, language)
-        index = random.randrange(count)
-        event = events[which[index]]
-        if event.is_empty and random.random() < 0.7:
-            index = random.randrange(count)
-            event = events[which[index]]
-        told = event.told(language) if not event.is_empty else ("nothing" if language == "en" else "没有内容")
-        answer = q.moments_answer([(times[index], told)], language)
+        index = random.choice(known)
+        if events[which[index]].is_empty and random.random() < 0.7:
+            index = random.choice(known)
         time = clock(times[index], language, random)
         whole = round(times[index])  # a person's second must not be another scene's
+        patches = [(second, second) for second in times]
+        shown = on_screen(float(whole), patches)
         nearest = min(range(count), key=lambda number: abs(times[number] - whole))
-        if not which[nearest] == which[max(0, bisect(times, whole) - 1)] == which[index]:
+        on_it = which[nearest] == which[max(0, bisect(times, whole) - 1)] == which[shown] == which[index]
+        if not on_it or whole < times[0] or abs(times[shown] - whole) > HALF:
             time = q.stamp(times[index], language)
+        elif f"{times[index]:.1f}" not in time:  # it is named by the whole second
+            index = shown
+        event = events[which[index]]
+        told = event.told(language) if not event.is_empty else ("nothing" if language == "en" else "没有内容")
+        answer = q.moments_answer([(times[index], told)], language)
         one = ask("what_at", random, language, answer, at=index, time=time)
+        if random.random() < POINTED:
+            one = replace(one, pointer=pointer(one.question, patches, times[-1] + 1))
+        if event.things:
+            return mentions(one, [(index, event.named)])
         return reads(one, [(event.text, index, event.cells)]) if event.text else one
 
     return Case(tuple(moments), branches_of(make, level, random))

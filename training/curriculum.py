@@ -79,7 +79,7 @@ THIRD = replace(
         ("colour", 0.7),
         ("shape", 0.5),
         ("count", 3),
-        ("where", 5),
+        ("where", 7),
         ("absent", 1.5),
         ("refuse", 0.2),
     ),
@@ -87,7 +87,7 @@ THIRD = replace(
         ("when", 6),
         ("what_at", 6),
         ("all_times", 3),
-        ("span", 3),
+        ("span", 0.5),  # the product shows only the span that is asked for: `Level.parts`
         ("timeline", 1.5),
         ("absent", 1.5),
         ("refuse", 0.2),
@@ -104,7 +104,7 @@ THIRD = replace(
 )
 FOURTH = replace(
     THIRD,
-    kinds=shares(picture=4, text=10, pictures=0.6, video=6, document=1.4, nothing=0.05),  # a word costs few tokens
+    kinds=shares(picture=4, text=9, pictures=0.6, video=6.5, document=2, nothing=0.05),  # a word costs few tokens
     picture_pixels=(16_384, 65_536),  # letters of 10 px and more
     frame_pixels=(15_360, 24_576),  # what the product takes of most clips
     moments=(5, 44),
@@ -113,8 +113,9 @@ FOURTH = replace(
     lines=0.6,
     branches=12,
     seconds=7200.0,
-    parts=0.3,
+    parts=0.5,
     crowds=0.6,
+    odd=0.05,
     words=0.75,
 )
 FIFTH = replace(

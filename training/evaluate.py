@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 
-from training.batches import NO_BOX, Encoder, Row, pack
+from training.batches import pack
 from training.cases import make_case
+from training.encoding import NO_BOX, Encoder, Row
 from training.exchanges import Case, Exchange
 from training.level import Level
 from training.network import forward
@@ -72,10 +73,11 @@ def is_right(exchange: Exchange, answer: str) -> bool:
 
 
 def same_things(wanted: str, answer: str) -> bool:
-    """Equal but for the order of what is listed."""
+    """Equal but for the order of what is listed of one picture or moment."""
 
-    def parts(text: str) -> list[str]:
-        return sorted(re.split(r", | and |、|和", text.strip(" .。").lower()))
+    def parts(text: str) -> list[list[str]]:
+        moments = re.split(r"; |；", text.strip(" .。").lower())
+        return [sorted(re.split(r": |：|, | and |、|和", moment)) for moment in moments]
 
     return parts(wanted) == parts(answer)
 
@@ -86,7 +88,8 @@ def greedy(model: Any, encoder: Encoder, cases: Sequence[Case], *, dtype: torch.
     rows = []
     for case in cases:
         asked = case.branches[0][0]
-        row = encoder.row(Case(case.context, ((Exchange(asked.skill, asked.language, asked.question, ""),),)))
+        alone = Exchange(asked.skill, asked.language, asked.question, "", pointer=asked.pointer)
+        row = encoder.row(Case(case.context, ((alone,),)))
         for column in columns(row):
             column.pop()  # the end of the empty answer
         rows.append(row)

@@ -28,6 +28,17 @@ class Glance:
 
 
 @dataclass(frozen=True)
+class Mention:
+    """A thing in an answer, and what shows it."""
+
+    first: int  # its characters in the answer, from `first`
+    after: int
+    part: int  # of the context
+    cell: int
+    last: bool  # nothing more is there beside it
+
+
+@dataclass(frozen=True)
 class Exchange:
     skill: str
     language: str
@@ -38,6 +49,9 @@ class Exchange:
     read: tuple[Glance, ...] = ()  # letters of the answer that are read off pictures
     asked: tuple[Glance, ...] = ()  # letters of the question that are to be found
     told: tuple[Glance, ...] = ()  # the same letters in the answer
+    pointer: str = ""  # what the product writes behind a question that names a moment: its stamp
+    counted: tuple[int, ...] | None = None  # cells of what is counted in the only picture
+    things: tuple[Mention, ...] = ()
     items: bool = False  # the evidence is of items in the order of time, each with its stamp
 
 
@@ -100,8 +114,22 @@ def reads(exchange: Exchange, words: Sequence[tuple[str, int, Sequence[int]]]) -
     for word, part, spots in words:
         begin = exchange.answer.index(q.quoted(word, exchange.language), end) + 1
         end = begin + len(word)
-        read += glances(begin, part, spots)
+        read += tuple(one for one in glances(begin, part, spots) if not exchange.answer[one.character].isspace())
     return replace(exchange, read=read)
+
+
+def mentions(exchange: Exchange, scenes: Sequence[tuple[int, Sequence[tuple[tuple[str, str], int]]]]) -> Exchange:
+    """The exchange with what shows the things of its answer, in their order: (part, names and cells) of each scene."""
+    found: list[Mention] = []
+    end = 0
+    for part, things in scenes:
+        for number, (name, cell) in enumerate(things, 1):
+            noun = q.thing(*name, exchange.language)
+            told = noun if exchange.language == "zh" else q.a(noun)
+            begin = exchange.answer.lower().index(told, end)
+            end = begin + len(told)
+            found.append(Mention(begin, end, part, cell, number == len(things)))
+    return replace(exchange, things=tuple(found))
 
 
 def seeks(exchange: Exchange, called: str, word: str, shown: Sequence[tuple[int, Sequence[int]]]) -> Exchange:

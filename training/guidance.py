@@ -12,7 +12,9 @@ whose output must look like the letter. And a word that is asked for is found le
 and again in the answer that names it, look at what shows them at the moment or on the page that is wanted, and then
 must tell its stamp as its picture does; where no word begins like this one they look at the first token of all. What
 the answer says after the word, it reads off these letters: its digits with a head for each place of the stamp. So are
-the hundreds of a box read off the cell of its thing.
+the hundreds of a box read off the cell of its thing, and a thing by what names it, one after another, and the first
+token of all where no more are there. A number comes of a look at all that is counted and, as much, at that token: its
+share tells how many they are.
 
 Scenes are linked: where one begins, its cells must tell where the one before began, and where the same thing or word
 was last seen. An answer that lists moments goes on along these links: what comes after the stamp of an item must know
@@ -28,28 +30,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.batches import AGAIN, DIGIT, FOLLOWS, FOUND, NEXT, STAMP_PLACES, TOLD
+from training.encoding import AGAIN, COUNTED, DIGIT, FOLLOWS, FOUND, NEXT, STAMP_PLACES, THING, TOLD
 from training.network import Batch, rms_norm, rotate
 
-PROBED_LAYERS = (1, 2)  # after which visual tokens must know their stamp
-GUIDED_LAYERS = (3, 4)  # whose first head must look at the evidence
-LINKED_LAYER = 2  # after which a moment must know which one it comes after
+PROBED_LAYERS = (1, 3)  # after which visual tokens must know their stamp
+GUIDED_LAYERS = (4, 5)  # whose first head must look at the evidence
+LINKED_LAYER = 3  # after which a moment must know which one it comes after
 LINKING_HEADS = {FOLLOWS: 0, AGAIN: 2}  # of that layer: look at the earlier moment
-LETTER_LAYER, LETTER_HEADS = 4, (1, 3, 5, 7)  # look at the cells of letters, each with values of its own for its slot
-DIGIT_LAYER, DIGIT_HEADS = 5, (0, 1, 3, 5, 7)  # look at what knows a stamp, each for a digit of it
+LETTER_LAYER, LETTER_HEADS = 5, (1, 3, 5, 7)  # look at the cells of letters, each with values of its own for its slot
+DIGIT_LAYER, DIGIT_HEADS = 6, (0, 1, 3, 5, 7)  # look at what knows a stamp, each for a digit of it
 BOX_HEADS = (0, 3, 7, 4)  # of that layer: look at the cell of a thing, each for a number of its box
-FINDING_HEADS = {2: (4, 7), 3: (5, 7)}  # by layer: look from a letter that is asked for at the same in what is shown
-NEXT_LAYER, NEXT_HEAD = 3, 3  # looks from the end of an item at the moment of the next
-TOLD_LAYER = 3  # after which the letters that were found must know the stamp of what shows them, and the end of an item
-TELLING_HEADS = {3: 2, 4: 2}  # by layer: look from what writes that stamp at those letters
+FINDING_HEADS = {3: (4, 7), 4: (5, 7)}  # by layer: look from a letter that is asked for at the same in what is shown
+NEXT_LAYER, NEXT_HEAD = 4, 3  # looks from the end of an item at the moment of the next
+TOLD_LAYER = 4  # after which the letters that were found must know the stamp of what shows them, and the end of an item
+TELLING_HEADS = {4: 2, 5: 2}  # by layer: look from what writes that stamp at those letters
+NAMING_LAYER, NAMING_HEAD = 5, 4  # looks at the cell of the thing that is named next
+COUNTING_LAYER, COUNTING_HEADS = 4, (1, 6)  # look at all that is counted alike; after it the number is known
 CARRIED = 3.0  # weight of carrying the right letters and digits away
 ELSEWHERE = 0.3  # weight of not looking at what another head copies
 ABSENT_DIGIT = 10
 BOX_DIGITS = 2  # hundreds and tens of 0..1000: enough for an overlap of nine tenths
 
 
+NUMBER = STAMP_PLACES + 4 * BOX_DIGITS + 2 * STAMP_PLACES  # the last the probe tells, after stamp, box and links
+
+
 def build_probe(width: int) -> nn.Linear:
-    return nn.Linear(width, (STAMP_PLACES + 4 * BOX_DIGITS + 2 * STAMP_PLACES) * (ABSENT_DIGIT + 1))
+    return nn.Linear(width, (NUMBER + 1) * (ABSENT_DIGIT + 1))
 
 
 def digits_of(tenths: Tensor) -> Tensor:
@@ -130,6 +137,8 @@ class Guidance:
         kinds = batch.looks[:, 3]
         self.finding = lookers_of(batch.looks[kinds == FOUND], length)
         self.following = lookers_of(batch.looks[kinds == NEXT], length)
+        self.naming = lookers_of(batch.looks[kinds == THING], length)
+        self.counting = lookers_of(batch.looks[kinds == COUNTED], length)
         self.seeking = lookers_of(batch.looks[(kinds == FOUND) | (kinds == NEXT)], length)
         where = self.seeking.evidence.int().argmax(-1)  # the first of several
         self.found_digits = digits_of(batch.tenths[self.seeking.rows, where])  # absent where it is nowhere
@@ -158,7 +167,7 @@ class Guidance:
         return Lookers(rows, places, torch.zeros_like(rows), batch.wanted[rows, places, None] == batch.shown[rows])
 
     def before(self, number: int, layer: Any, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> None:
-        if number not in (LINKED_LAYER, NEXT_LAYER, *FINDING_HEADS, *GUIDED_LAYERS, *self.ways):
+        if number not in (LINKED_LAYER, NEXT_LAYER, COUNTING_LAYER, *FINDING_HEADS, *GUIDED_LAYERS, *self.ways):
             return
         normed = rms_norm(x.to(mask.dtype), layer.input_layernorm)
 
@@ -181,8 +190,15 @@ class Guidance:
             shown("finds", head, self.finding, 1 / len(FINDING_HEADS[number]))
         if number == NEXT_LAYER:
             shown("goes_on", NEXT_HEAD, self.following)
+        if number == COUNTING_LAYER and len(self.counting.rows):
+            for head in COUNTING_HEADS:
+                evenly = self.counting.evidence / self.counting.evidence.sum(-1, keepdim=True)
+                apart = evenly * (evenly.clamp(min=1e-9).log() - looks(head, self.counting).clamp(min=-1e4))
+                self.losses.append(apart.sum(-1).mean() / len(COUNTING_HEADS))
         if number in self.moments:
             shown("looks", 0, self.moments[number])
+        if number == NAMING_LAYER:
+            shown("names", NAMING_HEAD, self.naming)
         if number in TELLING_HEADS:
             shown("tells", TELLING_HEADS[number], self.telling)
         way = self.ways.get(number)
@@ -229,6 +245,10 @@ class Guidance:
                     self.found[name] = float(right[tenths >= 0].float().mean())
         if number == TOLD_LAYER:
             self._probe(x[self.seeking.rows, self.seeking.places], 0, self.found_digits)
+        if number == COUNTING_LAYER and len(self.counting.rows):
+            number_of = self.counting.evidence.sum(-1, keepdim=True) - 1
+            right = self._probe(x[self.counting.rows, self.counting.places], NUMBER, number_of)
+            self.found["counts"] = float(right.float().mean())
         if number == max(TELLING_HEADS):
             self._probe(x[self.telling.rows, self.telling.places], 0, self.told_digits)
 

@@ -49,6 +49,7 @@ class Level:
         ("absent", 1.2),
         ("refuse", 0.3),
     )
+    odd: float = 0.0  # how often a picture or a whole clip, or one scene of a clip, holds nothing that can be named
     things: int = 6  # most in one picture
     crowds: float = 0.3  # how often a picture shows up to so many of few kinds
     picture_sizes: tuple[tuple[int, int], ...] = ()  # (width, height) to choose from; empty: any within the pixels

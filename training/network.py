@@ -33,7 +33,7 @@ def build_config(tokenizer: Any) -> Any:
             vocab_size=(len(tokenizer) + 63) // 64 * 64,
             hidden_size=256,
             intermediate_size=640,
-            num_hidden_layers=6,
+            num_hidden_layers=7,
             num_attention_heads=8,
             num_key_value_heads=4,
             head_dim=64,
@@ -108,7 +108,7 @@ class Batch:
     wanted: Tensor  # [rows, length] int64: number of the picture that answers the token to be predicted; else 0
     tenths: Tensor  # [rows, length] int64: stamp of a visual token's moment in tenths of a second; else -1
     boxes: Tensor  # [rows, length, 4] int64: of a visual token: the box of the thing in its cell, 0..1000; else -1
-    looks: Tensor  # [n, 4] int64: row, token that looks, token it should look at, kind (`batches.Row`)
+    looks: Tensor  # [n, 4] int64: row, token that looks, token it should look at, kind (`encoding.Row`)
     letters: Tensor  # [n, 4] int64: row, token of a cell, slot and token of a letter in it
     links: Tensor  # [n, 4] int64: row, token of a cell, kind of link, stamp of the earlier moment or -1
 

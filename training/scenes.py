@@ -10,6 +10,7 @@ import colorsys
 import functools
 import io
 import math
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -289,6 +290,41 @@ def draw_lines(texts: Sequence[str], width: int, height: int, random: Random, *,
 
 def empty(width: int, height: int, random: Random, *, wear: float = 0.5) -> Scene:
     picture = canvas(width * 2, height * 2, background(random, []), random)
+    return Scene(spoil(reduce(picture, width, height), random, wear))
+
+
+def odd(width: int, height: int, random: Random, *, wear: float = 0.5) -> Scene:
+    """What holds nothing that can be named, as most pictures people have: small print, colours as of a photograph, the
+    bars and lines of a chart.
+    """
+    kind = random.random()
+    picture = canvas(width * 2, height * 2, background(random, []), random)
+    draw = ImageDraw.Draw(picture)
+    if kind < 0.4:
+        face = font(random.choice(font_paths()), random.randint(11, 17))  # at twice the size
+        ink = random.choice(((10, 10, 10), (250, 250, 250), paint(random.choice(list(COLOURS)), random)))
+        columns = random.randint(1, 2)
+        for down in range(random.randint(0, 60), 2 * height, random.randint(18, 34)):
+            for column in range(columns):
+                begin = (random.uniform(0, 0.1) + column) * 2 * width / columns
+                letters = int(random.uniform(0.2, 0.9) * 2 * width / columns / 8)
+                line = "".join(random.choice(string.ascii_lowercase + "     ") for _ in range(letters))
+                draw.text((begin, down), line, font=face, fill=ink)
+    elif kind < 0.75:
+        generator = np.random.default_rng(random.getrandbits(32))
+        mixed = np.full((2 * height, 2 * width, 3), random.uniform(60, 190), np.float32)
+        for side, most in ((3, 60), (7, 40), (15, 25), (40, 15), (90, 10)):
+            grain = generator.normal(0, 1, (side, side, 3)) * 0.6 + generator.normal(0, 1, (side, side, 1))
+            layers = [Image.fromarray(grain[..., channel].astype(np.float32)) for channel in range(3)]
+            wide = [np.asarray(one.resize((2 * width, 2 * height), Image.Resampling.BICUBIC)) for one in layers]
+            mixed += np.stack(wide, axis=-1) * random.uniform(2, most)
+        picture = Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8))
+    else:
+        for _ in range(random.randint(3, 14)):
+            x, y = random.uniform(0, 2 * width), random.uniform(0, 2 * height)
+            reach, thick = random.uniform(0.3, 2) * min(width, height), random.uniform(1, 14)
+            box = (x, y, x + reach, y + thick) if random.random() < 0.5 else (x, y, x + thick, y + reach)
+            draw.rectangle(box, fill=paint(random.choice(list(COLOURS)), random))
     return Scene(spoil(reduce(picture, width, height), random, wear))
 
 

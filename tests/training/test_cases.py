@@ -15,9 +15,9 @@ import pytest
 
 from qwen3vl_webui.focus import find_focus
 from training import questions
-from training.batches import Encoder
 from training.cases import make_case
 from training.clips import stamps
+from training.encoding import Encoder
 from training.evaluate import is_right, overlap
 from training.exchanges import Exchange, Moment, Still
 from training.level import Level, fit, printed
@@ -206,6 +206,9 @@ def test_right_is_judged_with_the_tables_tolerances() -> None:
     assert is_right(name, "蓝色方形和红色圆形。") and not is_right(name, "蓝色方形。")
     at = Exchange("what_at", "en", "?", "47.0 seconds: a red circle.")
     assert is_right(at, "48.0 seconds: a red circle.") and not is_right(at, "47.0 seconds: a red star.")
+    both = Exchange("timeline", "en", "?", '4.0 seconds: a red star and a blue heart; 9.0 seconds: "AB".')
+    assert is_right(both, '4.0 seconds: a blue heart and a red star; 9.0 seconds: "AB".')
+    assert not is_right(both, '4.0 seconds: a red star; 9.0 seconds: a blue heart and "AB".')
     assert overlap((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(1 / 3)
 
 
@@ -213,7 +216,7 @@ def test_a_second_that_is_asked_for_is_the_moments_own() -> None:
     """Rounded, 9.5 s is the tenth second, when the next scene may be on: then it is asked to the tenth."""
     asked_of = (("what_at", 1.0),)
     level = Level((("video", 1.0),), moments=(8, 12), seconds=50.0, asked_of_clips=asked_of, turns=0.0, fades=0.0)
-    asked = 0
+    asked = pointed = 0
     for seed in range(40):
         case = make_case("video", level, Random(seed))
         moments = [part for part in case.context if isinstance(part, Moment)]
@@ -222,4 +225,14 @@ def test_a_second_that_is_asked_for_is_the_moments_own() -> None:
                 asked += 1
                 before = [one for one in moments if one.seconds <= int(seconds[1])] or moments[:1]
                 assert np.array_equal(before[-1].pixels, moments[exchange.at].pixels)
-    assert asked > 20
+            if exchange.pointer:  # as the product writes it behind the question
+                assert exchange.pointer == f" (<{moments[exchange.at].seconds:.1f} seconds>)"
+                pointed += 1
+    assert asked > 20 and pointed > 100
+
+
+@pytest.mark.parametrize("kind", ["picture", "video"])
+def test_of_what_has_no_name_it_says_that_nothing_is_there_or_what_it_can_do(kind: str) -> None:
+    level = replace(LEVEL, odd=1.0, turns=0.0)
+    skills = {branch[0].skill for seed in range(10) for branch in make_case(kind, level, Random(seed)).branches}
+    assert skills == {"absent", "refuse"}

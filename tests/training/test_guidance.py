@@ -10,9 +10,10 @@ from random import Random
 import pytest
 import torch
 
-from training.batches import BOX, DIGIT, FOUND, NEXT, NO_BOX, TOLD, Encoder, Row, pack, place_of
+from training.batches import pack
 from training.cases import make_case
-from training.exchanges import Moment
+from training.encoding import BOX, COUNTED, DIGIT, FOUND, NEXT, NO_BOX, THING, TOLD, Encoder, Row, place_of
+from training.exchanges import Moment, Still
 from training.guidance import ABSENT_DIGIT, Guidance, build_probe, digits_of, digits_of_boxes
 from training.level import Level
 from training.network import build_model, forward
@@ -81,12 +82,15 @@ def test_a_letter_to_be_written_knows_its_cell_and_slot(kind: str) -> None:
         for exchange in (exchange for branch in case.branches for exchange in branch if exchange.read):
             mine = [next(looks) for _ in exchange.read]
             letters = [exchange.answer[one.character] for one in exchange.read]
-            assert spelled(encoder, row, (token + 1 for token, _, _ in mine)) == letters
-            assert all(row.ids[cell] in (encoder.image, encoder.video) for _, cell, _ in mine)
+            assert [one.strip() for one in spelled(encoder, row, (token + 1 for token, _, _ in mine))] == letters
+            for letter, (_, cell, _) in zip(letters, mine, strict=True):
+                printed = encoder.tokenizer.decode([row.ids[cell]]).strip()
+                assert row.ids[cell] in (encoder.image, encoder.video) or (kind, printed) == ("document", letter)
             words = re.findall(r'["“](.+?)["”]', exchange.answer)
             lengths |= {len(word) for word in words}
-            assert letters == list("".join(words))
-            assert [slot for *_, slot in mine] == [place % SLOTS for word in words for place in range(len(word))]
+            assert letters == list("".join(words).replace(" ", ""))
+            slots = [place % SLOTS for word in words for place, letter in enumerate(word) if letter != " "]
+            assert [slot for *_, slot in mine] == slots
             wanted = [int(batch.wanted[0, token]) for token, _, _ in mine]
             assert wanted == [row.shown[cell] for _, cell, _ in mine]  # the picture that shows it, or its cell
             if kind == "text":
@@ -184,11 +188,57 @@ def test_the_hundreds_of_a_box_are_read_off_the_cell_that_knows_them() -> None:
     for seed in range(12):
         row = encoder.row(make_case("picture", replace(LEVEL, asked=(("where", 1.0),)), Random(seed)))
         for writer, cell, kind in row.looks:
+            if kind == COUNTED:  # where what is asked for is not there
+                continue
             assert BOX <= kind < NEXT
             read += 1
             told = digits_of_boxes(torch.tensor([row.boxes[cell]]))[0]
             assert spelled(encoder, row, [writer + 1]) == [str(int(told[2 * (kind - BOX)]))]
     assert read > 40
+
+
+@pytest.mark.parametrize("kind", ["picture", "pictures", "video"])
+def test_what_names_a_thing_looks_at_its_cell_and_what_ends_them_at_the_first_token(kind: str) -> None:
+    encoder = Encoder(build_tokenizer())
+    things = ends = 0
+    for seed in range(12):
+        level = replace(LEVEL, asked=(("name", 1.0),), asked_of_clips=(("what_at", 1.0), ("timeline", 1.0)), words=0.2)
+        case = make_case(kind, level, Random(seed))
+        row = encoder.row(case)
+        looks = {writer: seen for writer, seen, look in row.looks if look == THING}
+        for exchange in (exchange for branch in case.branches for exchange in branch if exchange.things):
+            for one in exchange.things:
+                still = case.context[one.part]
+                assert isinstance(still, Moment | Still)
+                assert one.cell < still.pixels.shape[0] * still.pixels.shape[1] // 1024
+                assert exchange.answer[one.after] in (";；.。" if one.last else " ,、和")
+                things += 1
+        for writer, seen in looks.items():
+            assert row.segments[seen] == 0 and (seen == 0 or row.ids[seen] in (encoder.image, encoder.video))
+            if seen == 0:
+                assert spelled(encoder, row, [writer + 1])[0].strip()[0] in ";；.。"
+                ends += 1
+    assert things > ends > 10
+
+
+def test_a_number_comes_of_a_look_at_all_that_is_counted_and_the_first_token() -> None:
+    encoder = Encoder(build_tokenizer())
+    numbers = set()
+    for seed in range(20):
+        level = replace(LEVEL, asked=(("count", 3.0), ("absent", 1.0)), crowds=1.0)
+        row = encoder.row(make_case("picture", level, Random(seed)))
+        begins = [place for place, target in enumerate(row.targets) if target >= 0 and row.targets[place - 1] < 0]
+        for exchange, begin in zip(row.asked, begins, strict=True):
+            if exchange.counted is None:
+                continue
+            told = [int(digit) for digit in re.findall(r"\d", exchange.answer)]
+            writer = begin - 1 + len(encoder.encode(re.split(r"\d", exchange.answer)[0])) if told else begin
+            seen = {cell for looker, cell, kind in row.looks if (looker, kind) == (writer, COUNTED)}
+            assert 0 in seen and all(row.ids[cell] == encoder.image for cell in seen - {0})
+            things = len(seen) - 1
+            assert things == (told or [0])[0] or (told and 0 < things < told[0])  # two may share a cell
+            numbers.add(things)
+    assert numbers == {0, 1, 2, 3, 4, 5, 6}
 
 
 def test_an_item_of_a_list_looks_for_the_next() -> None:

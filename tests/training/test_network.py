@@ -11,8 +11,9 @@ import torch
 from qwen3vl_webui.engine.contract import Message
 from qwen3vl_webui.media.values import Clip, FramePlan, Image
 from qwen3vl_webui.model.inputs import Vocabulary, encode
-from training.batches import Encoder, batches_of, pack
+from training.batches import batches_of, pack
 from training.cases import make_case
+from training.encoding import Encoder
 from training.evaluate import greedy
 from training.exchanges import Case, Exchange, Moment, Still
 from training.level import Level
