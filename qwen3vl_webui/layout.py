@@ -11,7 +11,7 @@ Of a user's message, in order:
   its lines by themselves;
 - a PDF: for each page `Page 3: `, the page's picture, a line break, the page's text layer where it has one and a line
   break; `Document 2, ` likewise before each `Page`;
-- the words.
+- the words; behind those that name moments of the only video of a conversation, their labels: ` (<367.6 seconds>)`.
 
 A turn that was already shown to the model is repeated to the letter (`Turn.parts`), so that the engine's prefix holds.
 """
@@ -23,6 +23,7 @@ from collections.abc import Sequence
 
 from qwen3vl_webui.draft import Draft, Options
 from qwen3vl_webui.engine.contract import GenerationRequest, Message, SamplingParams
+from qwen3vl_webui.focus import pointer
 from qwen3vl_webui.media.values import Clip, FramePlan, Image, Part
 from qwen3vl_webui.relevance import written_pages
 from qwen3vl_webui.showing import File
@@ -65,8 +66,21 @@ def write(drafts: Sequence[Draft], opened: Sequence[Sequence[str | File]], fitte
                 parts += [f"{label}: "] if label and item.kind != "Subtitles" else []
                 parts += [item.before] if item.before else []
                 parts += views
+        if len(videos) == 1 and draft.role == "user" and items and isinstance(items[-1], str):
+            parts.append(_pointer(draft.words, items, parts, messages))
         messages.append(Message(draft.role, _joined(parts)))
     return tuple(messages)
+
+
+def _pointer(words: str, items: Sequence[str | File], parts: Sequence[Part], before: Sequence[Message]) -> str:
+    """Behind the words of a message: what is shown of the video in it or else before it, at the moments they name."""
+    clips = [item.clip for item in items if isinstance(item, File) and item.clip]
+    plans = [part for part in parts if isinstance(part, FramePlan)]
+    if not clips:
+        plans = [part for message in before for part in message.parts if isinstance(part, FramePlan)]
+        clips = [plan.clip for plan in plans]
+    patches = sorted(patch for plan in plans for patch in plan.patches)
+    return pointer(words, patches, max(clip.end for clip in clips)) if clips else ""
 
 
 def _kinds(draft: Draft, items: Sequence[str | File], videos: dict[str, int]) -> list[str]:

@@ -24,6 +24,7 @@ from qwen3vl_webui.engine.contract import (
     TokenEvent,
 )
 from qwen3vl_webui.errors import UserError
+from qwen3vl_webui.focus import without_pointer
 from qwen3vl_webui.looks import NEAR_ENOUGH, Look, find_looks, wants_closer, widest_gap
 from qwen3vl_webui.media.captions import within, woven
 from qwen3vl_webui.media.sampling import LABEL_TOKENS, plan_frames
@@ -121,7 +122,7 @@ def question_of(request: GenerationRequest) -> str:
         if not isinstance(part, str):
             break
         texts.insert(0, part)
-    return "".join(texts)[-400:]
+    return without_pointer("".join(texts))[-400:]
 
 
 def earlier_words(request: GenerationRequest, plan: FramePlan) -> list[str]:

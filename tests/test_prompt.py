@@ -265,6 +265,24 @@ def test_a_moment_in_the_first_question_is_among_those_shown(lookup: Callable[[A
     assert len(stamps(prompt)) == 2
 
 
+def test_behind_a_question_that_names_a_moment_stands_its_label(lookup: Callable[[Attachment], Media]) -> None:
+    engine = ScriptedEngine(model=ModelInfo("small", "small", most_moments=2))
+    prompt, conversation = told("What is at 0:03?", "And at second 3?", "And at 0:06?", lookup=lookup, engine=engine)
+    words = [[part for part in message.parts if isinstance(part, str)] for message in prompt.request.messages[::2]]
+    assert words[0][-1] == "What is at 0:03? (<3.0 seconds>)"
+    assert words[1] == ["And at second 3? (<3.0 seconds>)"]
+    assert prompt.shown  # 0:06 was not seen before
+    shown = min(stamps(prompt), key=lambda stamp: abs(stamp - 6.0))
+    assert words[2][-1] == f"And at 0:06? (<{shown:.1f} seconds>)"
+    assert [turn.text for turn in conversation.path if turn.role == "user"][0] == "What is at 0:03?"
+
+
+def test_of_several_videos_a_moment_says_nothing(media: dict[str, Media]) -> None:
+    files = (Attached(media["film"], "a", "lecture.mp4"), Attached(other(media), "b", "holiday.mp4"))
+    prompt = lay_out([Draft("user", (*files, "What is at 0:03?"))], ScriptedEngine())
+    assert outline(prompt.request.messages[-1])[-1] == "What is at 0:03?"
+
+
 def test_a_video_shown_again_keeps_its_number(media: dict[str, Media]) -> None:
     engine = ScriptedEngine()
     files = (Attached(media["film"], "a", "lecture.mp4"), Attached(other(media), "b", "holiday.mp4"))
