@@ -6,11 +6,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qwen3vl_webui.media.moments import NEAR
+from qwen3vl_webui.media.values import label_of
 from qwen3vl_webui.times import find_span, find_times
 
 MOST_SPANS = 4  # a text with more ranges is a transcript or a list, not a question about parts
 MOST_CLOCKS = 8
-SOON = 0.25  # seconds: what comes on the screen that soon after a moment is what a person who names it means
 EXACT = 0.06  # seconds: a stamp is written to the tenth
 WHOLE = 0.5  # seconds: a span that leaves out less than that is the whole video
 Span = tuple[float, float]
@@ -62,7 +63,7 @@ def on_screen(second: float, patches: Sequence[Span]) -> int:
     for index, patch in enumerate(patches):
         if any(abs(frame - second) < EXACT for frame in patch):
             return index
-    return max(0, sum(first < second + SOON for first, _ in patches) - 1)
+    return max(0, sum(first < second + NEAR for first, _ in patches) - 1)
 
 
 def pointer(question: str, patches: Sequence[Span], duration: float) -> str:
@@ -71,7 +72,7 @@ def pointer(question: str, patches: Sequence[Span], duration: float) -> str:
     """
     moments = find_focus(question, duration).moments
     shown = [patches[on_screen(second, patches)] if patches else (second, second) for second in moments]
-    labels = dict.fromkeys(f"<{(first + last) / 2:.1f} seconds>" for first, last in shown)
+    labels = dict.fromkeys(label_of((first + last) / 2) for first, last in shown)
     return f" ({', '.join(labels)})" if labels else ""
 
 

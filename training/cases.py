@@ -67,9 +67,9 @@ def picture_exchange(scene: Scene, level: Level, random: Random, language: str) 
     skills, weights = zip(*level.asked, strict=True)
     skill = random.choices(skills, weights)[0]
     if skill == "name" and distinct and 1 <= len(names) <= 3:
-        told = [(q.thing(*name, language), cell_of_thing(scene, name)) for name in names]
-        named = shown_by(ask("name", random, language, q.name_answer(names, language)), told)
-        return mentions(named, [(0, [(name, cell_of_thing(scene, name)) for name in names])])
+        cells = [(name, cell_of_thing(scene, name)) for name in names]
+        told = [(q.thing(*name, language), cell) for name, cell in cells]
+        return mentions(shown_by(ask("name", random, language, q.name_answer(names, language)), told), [(0, cells)])
     if skill == "colour":
         shapes = [shape for _, shape in names]
         single = [name for name in names if shapes.count(name[1]) == 1]
@@ -106,8 +106,8 @@ def picture_exchange(scene: Scene, level: Level, random: Random, language: str) 
             word = (q.COLOURS[colour][0] if colour else "") + random.choice(q.SHAPES[shape][1])
         counted = [one for one in things if (not colour or one.colour == colour) and (not shape or one.shape == shape)]
         answer = q.count_answer(len(counted), colour, shape, language)
-        cells = tuple(sorted({cell_of_middle(scene, one.box) for one in counted}))
-        return replace(ask("count", random, language, answer, things=word), counted=cells)
+        shown = tuple(sorted({cell_of_middle(scene, one.box) for one in counted}))
+        return replace(ask("count", random, language, answer, things=word), counted=shown)
     if skill == "where":
         alone = [one for one in things if names.count(one.name) == 1]
         if alone:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from qwen3vl_webui.media.values import label_of
 from training.exchanges import NOWHERE, Branch, Case, Exchange, Moment, Still
 from training.network import picture_positions
 from training.sight import SLOTS
@@ -123,7 +124,7 @@ class Encoder:
     def _picture(self, row: Row, part: Still | Moment, place: int, page: int) -> int:
         pad = self.image
         if isinstance(part, Moment):
-            place = self._text(row, f"<{part.seconds:.1f} seconds>", place, 0)
+            place = self._text(row, label_of(part.seconds), place, 0)
             pad = self.video
         rows, columns = part.pixels.shape[0] // 32, part.pixels.shape[1] // 32
         axes, after = picture_positions(place + 1, rows, columns)

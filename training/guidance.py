@@ -50,8 +50,6 @@ CARRIED = 3.0  # weight of carrying the right letters and digits away
 ELSEWHERE = 0.3  # weight of not looking at what another head copies
 ABSENT_DIGIT = 10
 BOX_DIGITS = 2  # hundreds and tens of 0..1000: enough for an overlap of nine tenths
-
-
 NUMBER = STAMP_PLACES + 4 * BOX_DIGITS + 2 * STAMP_PLACES  # the last the probe tells, after stamp, box and links
 
 
@@ -191,8 +189,8 @@ class Guidance:
         if number == NEXT_LAYER:
             shown("goes_on", NEXT_HEAD, self.following)
         if number == COUNTING_LAYER and len(self.counting.rows):
+            evenly = self.counting.evidence / self.counting.evidence.sum(-1, keepdim=True)
             for head in COUNTING_HEADS:
-                evenly = self.counting.evidence / self.counting.evidence.sum(-1, keepdim=True)
                 apart = evenly * (evenly.clamp(min=1e-9).log() - looks(head, self.counting).clamp(min=-1e4))
                 self.losses.append(apart.sum(-1).mean() / len(COUNTING_HEADS))
         if number in self.moments:

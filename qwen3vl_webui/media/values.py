@@ -121,6 +121,11 @@ class Frame:
     pixels: np.ndarray
 
 
+def label_of(stamp: float) -> str:
+    """What the model reads before the pictures of a moment: the one form of it."""
+    return f"<{stamp:.1f} seconds>"
+
+
 @dataclass(frozen=True)
 class FramePlan:
     """A clip as the model will see it: the only place that computes the labels the model reads.
@@ -145,7 +150,7 @@ class FramePlan:
     def labels(self) -> tuple[str, ...]:
         """The text before each temporal patch, such as `<12.5 seconds>`, behind its caption."""
         captions = self.captions or ("",) * len(self.patches)
-        return tuple(f"{caption}<{stamp:.1f} seconds>" for caption, stamp in zip(captions, self.stamps, strict=True))
+        return tuple(caption + label_of(stamp) for caption, stamp in zip(captions, self.stamps, strict=True))
 
     @property
     def seconds(self) -> Iterator[float]:
